@@ -1,0 +1,196 @@
+"""Every extension point, on one page.
+
+An extension is a function or an object with the right shape; nothing needs to be
+subclassed. `resolve` finds built-ins by short name and everything else by
+"module:attribute", so a third-party package needs no registration step.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from potstill.errors import ConfigError
+from potstill.types import Message, Record, Rejection, Response, Sample, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+class ChatModel(Protocol):
+    """Answers prompts. May be a remote endpoint, local weights or a recorded file.
+
+    Teacher and student are roles, not classes: the student is asked through the same
+    protocol when it is evaluated.
+    """
+
+    name: str
+    max_in_flight: int
+    """How many calls of `respond` it wants open at once."""
+
+    async def respond(
+        self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0
+    ) -> Response:
+        """Answers `record.messages`, which end with a user turn.
+
+        Raises:
+            TeacherRefused: If it will never answer as asked (key, URL, model name).
+            TeacherError: If it gave up on this prompt after its retries.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Frees connections, processes and memory."""
+        ...
+
+
+class WhiteBoxModel(ChatModel, Protocol):
+    """A chat model that also tells its probabilities. Every loss but `sft` needs one."""
+
+    tokenizer: Any
+    """The transformers tokenizer, with its chat template."""
+
+    vocab_fingerprint: str
+
+    def logits(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Next-token logits where `positions_BT` (bool) is True: [B, T] to [N, V], float32."""
+        ...
+
+
+class Check(Protocol):
+    """Accepts a response (None) or says why not."""
+
+    def __call__(self, record: Record, response: Response) -> Rejection | None: ...
+
+
+class Loss(Protocol):
+    """Per-position training loss: student logits [N, V] and targets to [N], float32, nats."""
+
+    def __call__(
+        self, student_NV: Tensor, ids_NK: Tensor, logprobs_NK: Tensor, *, temperature: float
+    ) -> Tensor: ...
+
+
+class Task(Protocol):
+    """What is asked of a model, how an answer is read, and when it is right."""
+
+    name: str
+    default_metrics: tuple[str, ...]
+    """The first is the one verdicts are on."""
+
+    closed: bool
+    """Whether answers come from a small set, so that plain classifiers are rivals."""
+
+    def turns(self, record: Record) -> tuple[Record, ...]:
+        """The prompts of a record as models see them, one for each assistant turn.
+
+        Same id and metadata; each ends with a user turn and carries its own reference.
+        All but conversations have one.
+        """
+        ...
+
+    def parse(self, text: str, record: Record) -> str | None:
+        """The answer inside a model's text, in canonical form; None where there is none."""
+        ...
+
+    def correct(self, prediction: str | None, record: Record) -> float | None:
+        """1.0 or 0.0 (or between) under the task's accuracy rule; None without a reference."""
+        ...
+
+
+class Metric(Protocol):
+    """Reduces the answers of a test set to one number, by way of sums.
+
+    Every answer becomes a row of numbers; the metric is a function of the column sums.
+    So a bootstrap is one matrix product, for accuracy and corpus BLEU alike.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    signature: str
+
+    def rows(self, samples: Sequence[Sample]) -> np.ndarray:
+        """[n] samples to [n, d] float64."""
+        ...
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """[..., d] sums to [...] values."""
+        ...
+
+
+class Exporter(Protocol):
+    """Makes one artefact of a Hugging Face folder; returns the artefact's main file."""
+
+    def __call__(self, model_dir: Path, out_dir: Path, *, quant: str | None = None) -> Path: ...
+
+
+class Executor(Protocol):
+    """Runs jobs where nobody is watching."""
+
+    def start(self, name: str) -> None: ...
+
+    def is_alive(self, name: str) -> bool: ...
+
+    def cancel(self, name: str) -> None: ...
+
+
+Render = Callable[[Sequence[Message]], str]
+"""Messages to the exact text of a prompt."""
+
+Kind = Literal["check", "loss", "task", "metric", "exporter", "executor"]
+
+BUILTIN: dict[Kind, dict[str, str]] = {
+    "check": {
+        "finished": "potstill.teach.checks:finished",
+        "not_refusal": "potstill.teach.checks:not_refusal",
+        "task": "potstill.teach.checks:task",
+        "agrees": "potstill.teach.checks:agrees",
+        "no_duplicates": "potstill.teach.checks:no_duplicates",
+    },
+    "loss": {
+        "sft": "potstill.train.losses:cross_entropy",
+        "forward_kl": "potstill.train.losses:forward_kl_topk",
+    },
+    "task": {
+        "nli": "potstill.tasks.choice:nli",
+        "classification": "potstill.tasks.choice:classification",
+        "qa": "potstill.tasks.qa:qa",
+        "math": "potstill.tasks.math:math_task",
+        "conversation": "potstill.tasks.conversation:conversation",
+        "summarization": "potstill.tasks.summarization:summarization",
+        "translation": "potstill.tasks.translation:translation",
+    },
+    "metric": {},
+    "exporter": {
+        "huggingface": "potstill.export.huggingface:export_huggingface",
+        "gguf": "potstill.export.gguf:export_gguf",
+    },
+    "executor": {"local": "potstill.jobs.executor:LocalExecutor"},
+}
+
+
+def resolve(kind: Kind, name: str) -> Any:
+    """Returns the extension called `name`, importing its module only now.
+
+    Raises:
+        ConfigError: If the name is neither built in nor an importable "module:attribute".
+    """
+    builtin = BUILTIN[kind]
+    target = builtin.get(name, name)
+    module_name, colon, attribute = target.partition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, builtin, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"no {kind} is called {name!r}{hint}; built in: {', '.join(sorted(builtin))}; "
+            f'or give your own as "module:attribute"'
+        )
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{kind} {name!r} cannot be imported: {error}") from error

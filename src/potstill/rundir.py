@@ -1,0 +1,230 @@
+"""The run folder: the only file that knows the names inside it.
+
+The run folder is the contract between all parts of the house. A stage reads files here,
+writes files here, and marks itself done with the hash of what it depended on; a stage
+whose hash has changed runs again, and so does everything after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from potstill.errors import DataError, RunLocked
+
+STAGES = (
+    "load",
+    "split",
+    "teach",
+    "check",
+    "score",
+    "train",
+    "evaluate",
+    "compare",
+    "report",
+    "export",
+)
+
+N = TypeVar("N", bound=BaseModel)
+
+
+class RunDir:
+    """Typed paths of one run, its marks and its lock."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    config = property(lambda self: self.path / "config.yaml")
+    environment = property(lambda self: self.path / "environment.json")
+    data = property(lambda self: self.path / "data")
+    records = property(lambda self: self.path / "data" / "records.jsonl")
+    train = property(lambda self: self.path / "data" / "train.jsonl")
+    validation = property(lambda self: self.path / "data" / "validation.jsonl")
+    test = property(lambda self: self.path / "data" / "test.jsonl")
+    responses = property(lambda self: self.path / "data" / "responses")
+    accepted = property(lambda self: self.path / "data" / "accepted.jsonl")
+    rejected = property(lambda self: self.path / "data" / "rejected.jsonl")
+    leaks = property(lambda self: self.path / "data" / "leaks.jsonl")
+    targets = property(lambda self: self.path / "targets")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    events = property(lambda self: self.path / "events.jsonl")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    model = property(lambda self: self.path / "model")
+    untouched = property(lambda self: self.path / "untouched")
+    reports = property(lambda self: self.path / "reports")
+    report_json = property(lambda self: self.path / "reports" / "report.json")
+    report_html = property(lambda self: self.path / "reports" / "report.html")
+    report_markdown = property(lambda self: self.path / "reports" / "report.md")
+    exports = property(lambda self: self.path / "exports")
+    done = property(lambda self: self.path / "done")
+
+    def response_file(self, split: str) -> Path:
+        """Where the teacher's answers to `train` or `validation` are kept."""
+        return self.responses / f"{split}.jsonl"
+
+    def samples(self, role: str) -> Path:
+        """Where the answers of one model to the test set are kept."""
+        return self.reports / f"samples-{_safe(role)}.jsonl"
+
+    def evaluation(self, role: str) -> Path:
+        """Where the evaluation of one model is kept."""
+        return self.reports / f"evaluation-{_safe(role)}.json"
+
+    def variant(self, name: str) -> RunDir:
+        """Folder of a student trained for comparison, laid out like a run."""
+        return RunDir(self.path / "variants" / _safe(name))
+
+    def export(self, name: str) -> Path:
+        """Folder of one artefact, such as gguf:q8_0."""
+        return self.exports / _safe(name)
+
+    def mark(self, stage: str) -> Path:
+        """The file that says that a stage is done."""
+        return self.done / f"{_safe(stage)}.json"
+
+    def is_done(self, stage: str, inputs: str) -> bool:
+        """Whether the stage was finished with exactly these inputs (a hash)."""
+        try:
+            return json.loads(self.mark(stage).read_text(encoding="utf-8"))["inputs"] == inputs
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def mark_done(self, stage: str, inputs: str, **facts: Any) -> None:
+        """Writes the stage's mark; the last thing a stage does."""
+        mark = {"inputs": inputs, "finished_at": time.time(), **facts}
+        write_text(self.mark(stage), json.dumps(mark, ensure_ascii=False, indent=1) + "\n")
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What the stage noted when it finished; empty when it has not."""
+        try:
+            return json.loads(self.mark(stage).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process; the lock ends with the process, however it ends.
+
+        Raises:
+            RunLocked: If another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                raise RunLocked(
+                    f"{self.path} is in use by process {owner}; wait for it, or end it and "
+                    f"run the same command again"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def content_hash(*parts: Any) -> str:
+    """SHA-256 over values and files: a Path counts by its content, a folder by its files'."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            _hash_path(digest, part)
+        elif isinstance(part, BaseModel):
+            digest.update(json.dumps(part.model_dump(mode="json"), sort_keys=True).encode())
+        else:
+            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _hash_path(digest: Any, path: Path) -> None:
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(str(file.relative_to(path)).encode())
+            _hash_path(digest, file)
+    elif path.exists():
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    else:
+        digest.update(b"absent")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or none: beside its place first, then moved over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_jsonl(path: Path, nouns: Iterable[BaseModel]) -> int:
+    """Writes one noun a line, the whole file or none. Returns how many."""
+    lines = [noun.model_dump_json(exclude_defaults=True) for noun in nouns]
+    write_text(path, "".join(line + "\n" for line in lines))
+    return len(lines)
+
+
+def read_jsonl(path: Path, noun: type[N]) -> list[N]:
+    """Reads what `write_jsonl` or an append wrote; a last line cut by a crash is dropped.
+
+    Raises:
+        DataError: If a line inside the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    nouns = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+        try:
+            nouns.append(noun.model_validate_json(line))
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{number}: not a {noun.__name__}: {str(error).splitlines()[0]}; "
+                f"delete the line to have it made again"
+            ) from None
+    return nouns
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Gives an empty folder to fill, and moves it to `path` only when that went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

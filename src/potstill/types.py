@@ -1,0 +1,289 @@
+"""The nouns: what flows through the pipeline, before any tensor exists."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+SCHEMA_VERSION = 1
+"""Version of the JSON that `Report` and the sample files are written in."""
+
+
+class Noun(BaseModel):
+    """A value that crosses a file or a process boundary: immutable, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+class Message(Noun):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Record(Noun):
+    """One row of a dataset: what is asked, and the right answer if it is known."""
+
+    id: str
+    """Stable across runs: the row's own, or a hash of the messages. Never a file position."""
+
+    messages: tuple[Message, ...]
+    """The prompt. Ends with a user turn; never holds the answer to that turn. Earlier
+    assistant turns of a conversation are the gold history."""
+
+    reference: str | None = None
+    """The known right answer to the last user turn. Not shown to any model."""
+
+    metadata: dict[str, Any] = {}
+    """JSON values beside the row: label, answers, facts, group, time, any slice."""
+
+    @model_validator(mode="after")
+    def _ends_with_a_user_turn(self) -> Record:
+        if not self.messages or self.messages[-1].role != "user":
+            last = self.messages[-1].role if self.messages else "nothing"
+            raise ValueError(f"messages must end with a user turn, but end with {last}")
+        return self
+
+
+class Sampling(Noun):
+    """How one answer is drawn from a model."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    top_logprobs: int = 0
+    """How many log-probabilities per answer token an endpoint is asked for; 0 is none."""
+
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+
+class TokenLogprobs(Noun):
+    """The most probable tokens at one position of an answer, as an endpoint told them."""
+
+    text: str
+    """The token that was sampled."""
+
+    data: str = ""
+    """Its bytes in hexadecimal; empty where the endpoint gives no bytes."""
+
+    top: tuple[tuple[str, float], ...] = ()
+    """Pairs of (bytes in hexadecimal, log-probability in nats), most probable first."""
+
+
+class Response(Noun):
+    """What a `ChatModel` said to one turn of one record."""
+
+    record_id: str
+    turn: int = 0
+    """Counts the assistant turns of a conversation from 0."""
+
+    sample: int = 0
+    """Counts the answers to one prompt from 0."""
+
+    text: str
+    reasoning: str = ""
+    """What the model thought before it answered, where it says so apart from the answer."""
+
+    finish_reason: Literal["stop", "length", "content_filter", "error"]
+    """`length` means cut at max_new_tokens; `error` that no answer came (see `error`)."""
+
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+    seconds: float = 0.0
+    """Wall time of the request, retries not included. In a batch: the batch's time / its rows."""
+
+    cost: float | None = None
+    """Money in the price table's currency; None where no price is known."""
+
+    model: str = ""
+    fingerprint: str = ""
+    """Hash of prompt, model and sampling: the same request has the same fingerprint."""
+
+    error: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class Rejection(Noun):
+    """Why a response or a record was dropped. Written beside the data, never only counted."""
+
+    record_id: str
+    turn: int = 0
+    sample: int = 0
+    check: str
+    reason: str
+    """A type: length, refusal, off_label, unparsable, disagrees, duplicate, leak, too_long, ..."""
+
+    detail: str = ""
+    """What was found, for a person."""
+
+
+class Score(Noun):
+    """One record, one number."""
+
+    record_id: str
+    value: float
+
+
+class Estimate(Noun):
+    """A metric with the doubt that belongs to it."""
+
+    value: float | None
+    """None where it cannot be computed; `note` says why."""
+
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95 % interval."""
+
+    n: int
+    unit: str = ""
+    method: str = ""
+    """How the interval was made: wilson, bootstrap-bca, bootstrap-percentile, none."""
+
+    n_error: int = 0
+    """Answers that did not come or could not be read; they count as wrong."""
+
+    signature: str = ""
+    """The exact rule behind the number, such as sacrebleu's signature."""
+
+    higher_is_better: bool = True
+    note: str = ""
+
+
+class Sample(Noun):
+    """One answer of one model to one turn of one test record, and what it was worth."""
+
+    record_id: str
+    turn: int = 0
+    group: str = ""
+    """Answers of one group (a conversation, a customer) are resampled together."""
+
+    prompt: tuple[Message, ...] = ()
+    references: tuple[str, ...] = ()
+    text: str
+    prediction: str | None = None
+    """What the task read out of the text; None where it could not be read."""
+
+    target: str | None = None
+    """What the task read out of the reference."""
+
+    correct: float | None = None
+    """The task's accuracy rule, in [0, 1]; None where there is no reference."""
+
+    finish_reason: str = "stop"
+    num_new_tokens: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    metadata: dict[str, Any] = {}
+
+
+class Evaluation(Noun):
+    """One model on one test set."""
+
+    role: str
+    """Its row in the report: teacher, untouched, gold_few, text, distilled, gguf:q8_0 ..."""
+
+    id: str
+    """Name or path of the model."""
+
+    fingerprint: str = ""
+    format: str = ""
+    """huggingface, gguf, endpoint, plain."""
+
+    num_parameters: int | None = None
+    disk_bytes: int | None = None
+    decoding: dict[str, Any] = {}
+    setting: dict[str, Any] = {}
+    """Engine, dtype, threads, batch: what a latency is only true for."""
+
+    metrics: dict[str, Estimate] = {}
+    by_class: dict[str, dict[str, Estimate]] = {}
+    by_slice: dict[str, dict[str, Estimate]] = {}
+    samples: str = ""
+    """File of the answers, relative to the run folder."""
+
+    def __getitem__(self, metric: str) -> float:
+        """The metric's value, by its name or a known alias such as bleu_score.
+
+        Raises:
+            KeyError: If this evaluation holds no such metric; the message lists what it holds.
+        """
+        name = METRIC_ALIASES.get(metric, metric)
+        if name not in self.metrics:
+            raise KeyError(f"no metric {metric!r} here; there are: {', '.join(self.metrics)}")
+        value = self.metrics[name].value
+        return float("nan") if value is None else value
+
+
+METRIC_ALIASES = {
+    "bleu_score": "bleu",
+    "inference_time": "latency",
+    "memory_usage": "memory",
+    "f1_score": "f1",
+    "rouge": "rouge_l",
+    "exact": "exact_match",
+}
+"""Names that other tools use -> ours."""
+
+
+class Comparison(Noun):
+    """Two models on the same records: a minus b."""
+
+    a: str
+    b: str
+    metric: str
+    difference: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    test: str = ""
+    p: float | None = None
+    p_holm: float | None = None
+    discordant: int | None = None
+    verdict: Literal["better", "worse", "non_inferior", "inconclusive"]
+    margin: float | None = None
+    detectable: float | None = None
+    """The smallest difference that this many records can show with 80 % power."""
+
+    note: str = ""
+
+
+class Report(Noun):
+    """Everything that was measured in one run."""
+
+    schema_version: int = SCHEMA_VERSION
+    run: str
+    task: dict[str, Any]
+    """name, split, n, dataset and prompt hashes."""
+
+    models: dict[str, Evaluation]
+    comparisons: tuple[Comparison, ...] = ()
+    retention: dict[str, Estimate] = {}
+    """`of_teacher` = student / teacher, `gap_recovered` = (student - untouched) / (teacher -
+    untouched), on the primary metric."""
+
+    primary_metric: str = "accuracy"
+    verdict: str = ""
+    regressions: tuple[dict[str, Any], ...] = ()
+    wins: tuple[dict[str, Any], ...] = ()
+    gates: tuple[dict[str, Any], ...] = ()
+    data: dict[str, Any] = {}
+    """The funnel: requested, answered, accepted, rejected by reason."""
+
+    training: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    limits: tuple[str, ...] = ()
+    """What this report does not show."""
+
+
+def metric_name(name: str) -> str:
+    """Our name of a metric: aliases resolved, everything else unchanged."""
+    return METRIC_ALIASES.get(name, name)

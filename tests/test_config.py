@@ -1,0 +1,113 @@
+"""The config is a public surface: every key is documented, every mistake is explained."""
+
+import pytest
+import yaml
+
+from potstill.config import config_keys, dump_config, json_schema, load_config, parse_config
+from potstill.errors import ConfigError
+
+MINIMAL = """
+name: faq-student
+task: conversation
+teacher: qwen3-8b
+student: qwen3-0.6b
+train_data: faq.jsonl
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "distill.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_five_keys_are_enough(config_file):
+    config = load_config(config_file)
+    assert config.name == "faq-student"
+    assert config.teacher.source == "qwen3-8b"
+    assert config.loss.kind == "sft"
+
+
+def test_files_are_looked_for_beside_the_config(config_file):
+    assert load_config(config_file).train_data == (config_file.parent / "faq.jsonl",)
+
+
+def test_overrides_win_over_the_file(config_file):
+    config = load_config(config_file, ["train.learning_rate=1e-4", "loss.kind=forward_kl"])
+    assert config.train.learning_rate == 1e-4
+    assert config.loss.kind == "forward_kl"
+
+
+def test_an_override_reaches_into_a_short_form(config_file):
+    config = load_config(config_file, ["teacher.key=env:KEY"])
+    assert (config.teacher.source, config.teacher.key) == ("qwen3-8b", "env:KEY")
+
+
+def test_the_resolved_file_is_the_same_config(config_file):
+    config = load_config(config_file, ["student={prune: {from: big, layers: 4}}"])
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize(("key", "help_text"), list(config_keys()))
+def test_every_key_is_explained(key, help_text):
+    assert help_text.endswith(".") or key in SECTIONS, f"{key} needs whole sentences"
+
+
+SECTIONS = {"data", "generation", "loss", "train", "evaluate"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.learning_rat=1e-4",
+            "train.learning_rat: no such key; did you mean train.learning_rate?",
+        ),
+        ("learning_rate=1", "learning_rate: no such key; did you mean train.learning_rate?"),
+        ("loss.temperature=0", "loss.temperature: Input should be greater than 0, got 0"),
+        ("learning_rate", "'learning_rate' is not an override; write section.key=value"),
+        ("task=sumarization", "did you mean summarization?"),
+        ("loss.kind=forward_lk", "did you mean forward_kl?"),
+        ("teacher.key=sk-123", "env:NAME or file:PATH"),
+        ("generation.num_responses=3", "is not an override"),
+    ],
+)
+def test_a_mistake_is_named_and_a_way_out_given(config_file, override, message):
+    overrides = [override]
+    if override == "generation.num_responses=3":
+        overrides, message = (
+            [override, "generation.temperature=0"],
+            "greedy answers are all the same",
+        )
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, overrides)
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_reported_at_once(config_file):
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, ["loss.temperature=0", "train.seeed=1", "name=Big Name"])
+    text = str(caught.value)
+    assert str(config_file) in text
+    assert all(key in text for key in ("loss.temperature", "train.seeed", "name"))
+
+
+def test_a_key_in_clear_never_reaches_a_message(config_file):
+    with pytest.raises(ConfigError) as caught:
+        load_config(config_file, ["teacher={url: 'http://x/v1', key: sk-canary-42}"])
+    assert "sk-canary-42" not in str(caught.value)
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path):
+    with pytest.raises(ConfigError, match="potstill init"):
+        load_config(tmp_path / "nope.yaml")
+
+
+def test_the_schema_accepts_what_the_config_accepts():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json_schema()
+    tree = yaml.safe_load(MINIMAL)
+    jsonschema.validate(tree, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**tree, "teecher": 1}, schema)
