@@ -57,6 +57,7 @@ class RunDir:
     test = property(lambda self: self.path / "data" / "test.jsonl")
     responses = property(lambda self: self.path / "data" / "responses")
     accepted = property(lambda self: self.path / "data" / "accepted.jsonl")
+    accepted_validation = property(lambda self: self.path / "data" / "accepted-validation.jsonl")
     rejected = property(lambda self: self.path / "data" / "rejected.jsonl")
     leaks = property(lambda self: self.path / "data" / "leaks.jsonl")
     targets = property(lambda self: self.path / "targets")

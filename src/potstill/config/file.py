@@ -40,7 +40,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> DistillConfi
         if not equals or not key:
             raise ConfigError(f"{override!r} is not an override; write section.key=value")
         _assign(tree, key.split("."), _parse_value(key, text))
-    return parse_config(tree, where=str(path), base=path.parent)
+    return parse_config(tree, where=str(path), base=path.parent.resolve())
 
 
 def parse_config(
@@ -177,6 +177,8 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         name: anchor(value) if isinstance(value := getattr(data, name), Path) else value
         for name in ("validation", "test")
     }
+    gold = config.evaluate.gold_data
+    gold = anchor(gold) if gold else None
     student = config.student
     if student.prune:
         cut = student.prune.model_copy(update={"from_": anchor_model(student.prune.from_)})
@@ -187,6 +189,7 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         update={
             "train_data": tuple(anchor(path) for path in config.train_data),
             "data": data.model_copy(update=files),
+            "evaluate": config.evaluate.model_copy(update={"gold_data": gold}),
             "teacher": config.teacher.model_copy(
                 update={"source": anchor_model(config.teacher.source)}
             ),

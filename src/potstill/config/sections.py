@@ -54,10 +54,6 @@ class DataConfig(Section):
     columns: dict[str, str] = {}
     """Which column is what, where the names are not the usual ones: `{prompt: frage}`."""
 
-    privacy: Literal["off"] = "off"
-    """Pseudonyms for personal data before a record leaves the machine: `off` is the only
-    choice so far."""
-
     @model_validator(mode="after")
     def _grouping_has_a_field(self) -> DataConfig:
         if self.split_by != "record" and not self.group_by:
@@ -234,6 +230,10 @@ class EvaluateConfig(Section):
     )
     """Rows beside teacher and student: the untouched student, students trained on a few or
     all known answers or on the teacher's text, and plain rivals (closed answers only)."""
+
+    gold_data: Path | None = None
+    """File of records with known answers that `gold_few` and `gold_all` learn from; by default
+    the training records that have one."""
 
     num_few: int = Field(48, ge=1)
     """Known answers that the `gold_few` student learns from."""

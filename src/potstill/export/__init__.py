@@ -1,0 +1,1 @@
+"""Out of the house: one model folder, many formats, each behind a parity gate."""

@@ -1,0 +1,56 @@
+"""What makes two requests the same: the hash that resuming rests on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from potstill.types import Message, Sampling
+
+_VERSION = 1
+_BLOCK = 65_536
+_NUM_BLOCKS = 64
+
+
+def request_fingerprint(identity: str, messages: Sequence[Message], sampling: Sampling) -> str:
+    """Hash of model, prompt and sampling; never of keys, time-outs or concurrency.
+
+    Args:
+        identity: What tells the model from others: origin and name of an endpoint, or the
+            hash of the weights.
+    """
+    parts = {
+        "version": _VERSION,
+        "model": identity,
+        "messages": [[message.role, message.content] for message in messages],
+        "sampling": sampling.model_dump(mode="json"),
+    }
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def identity_of(model: object) -> str:
+    """The model's own `identity` where it has one, else its name."""
+    return str(getattr(model, "identity", None) or getattr(model, "name", ""))
+
+
+def weights_identity(path: Path) -> str:
+    """Hash that tells two sets of weights apart without reading all of them.
+
+    A file counts by its name, its size and 64 blocks of 64 KiB spread over it; so training
+    that moves every matrix is seen, and a model of 100 GB takes a second.
+    """
+    files = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))
+    files = [path] if path.is_file() else files
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        step = max(_BLOCK, size // _NUM_BLOCKS)
+        with file.open("rb") as handle:
+            for start in range(0, size, step):
+                handle.seek(start)
+                digest.update(handle.read(_BLOCK))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,213 @@
+"""Weights from a Hugging Face folder, the hub or a GGUF file, in one way."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from potstill.errors import ConfigError, DataError, MissingExtra
+from potstill.models.catalog import ModelRef, find_model
+from potstill.rundir import whole_folder
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_CACHE_VERSION = "1"
+
+
+def load_weights(
+    source: ModelRef | Path | str, *, dtype: str = "float32"
+) -> tuple[transformers.PreTrainedModel, Any]:
+    """Reads model and tokenizer into memory, in eval mode, on the CPU.
+
+    A GGUF file is turned into a Hugging Face folder once and read from there afterwards.
+
+    Args:
+        dtype: float32, bfloat16, float16, or auto (bfloat16 where the machine is fast at it).
+
+    Raises:
+        ConfigError: If there are no such weights on this machine and none can be fetched.
+        DataError: If they are pickled or want to bring their own code; neither is run.
+    """
+    ref = source if isinstance(source, ModelRef) else find_model(str(source))
+    place = cached_folder(ref)
+    with quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise DataError(
+                f"{place}: these weights cannot be read: {_first_line(error)}; a folder that "
+                f"save_pretrained wrote, with safetensors and a tokenizer, can"
+            ) from error
+    return model.eval(), tokenizer
+
+
+def cached_folder(ref: ModelRef) -> Path:
+    """A Hugging Face folder with the model's weights, on this machine.
+
+    Hub names are looked up in the local cache first and fetched only where that is allowed;
+    GGUF files are converted into `$POTSTILL_HOME` (or ~/.cache/potstill), by their hash.
+
+    Raises:
+        ConfigError: If the weights are not here and cannot be fetched.
+        DataError: If the folder holds pickled weights or code.
+    """
+    if ref.kind == "endpoint":
+        raise ConfigError(
+            f"{ref.name} is an endpoint ({ref.source}): it has no weights here. Losses on "
+            f"probabilities and students need a folder or a file"
+        )
+    if ref.kind == "gguf":
+        return _converted(Path(ref.source))
+    folder = Path(ref.source)
+    if not folder.is_dir():
+        folder = _from_hub(ref)
+    _refuse_foreign_code(folder)
+    return folder
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a name; `auto` asks the machine.
+
+    Raises:
+        ConfigError: If there is no such number format.
+    """
+    if name == "auto":
+        return torch.bfloat16 if fast_bfloat16() else torch.float32
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype must be auto or one of {', '.join(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices faster than float32 ones."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' progress bars and warnings off the terminal."""
+    logging = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _from_hub(ref: ModelRef) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ModuleNotFoundError:
+        raise MissingExtra('weights from the hub need: pip install "potstill[train]"') from None
+    wanted = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    asked = {"revision": ref.revision, "allow_patterns": wanted}
+    with contextlib.suppress(LocalEntryNotFoundError):
+        return Path(snapshot_download(ref.source, local_files_only=True, **asked))
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+            raise OSError("this run is offline")
+        return Path(snapshot_download(ref.source, **asked))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ConfigError(
+            f"the weights of {ref.name} ({ref.source}) are not on this machine and could not be "
+            f"fetched: {_first_line(error)}. Point the name at a folder in potstill.yaml "
+            f"(models: {{{ref.name}: {{source: FOLDER}}}}), or give the folder itself"
+        ) from error
+
+
+def _refuse_foreign_code(folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.exists():
+        raise DataError(f"{folder} has no config.json, so it is not a Hugging Face folder")
+    try:
+        tree = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{config} is not JSON: {error}") from None
+    if "auto_map" in tree:
+        raise DataError(
+            f"{config} wants to run code from the model's folder (auto_map); that code is never "
+            f"run here. Use a model whose architecture transformers knows"
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only pickled weights ({pickled[0]}), which may hold code" if pickled else "none"
+        raise DataError(
+            f"{folder} must hold safetensors weights, and there are {found}; load them once where "
+            f"you trust them and save_pretrained(folder) writes safetensors"
+        )
+
+
+def _converted(path: Path) -> Path:
+    """The Hugging Face folder of a GGUF file, made on first use (about 40 s for 135M)."""
+    try:
+        with path.open("rb") as file:
+            key = hashlib.file_digest(file, "sha256").hexdigest()[:24]
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    home = Path(os.environ.get("POTSTILL_HOME") or Path.home() / ".cache" / "potstill")
+    folder = home / "gguf" / f"{path.stem}-{key}-{_CACHE_VERSION}"
+    if folder.is_dir():
+        return folder
+    place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(**place)
+            tokenizer = AutoTokenizer.from_pretrained(**place)
+            model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+        except ModuleNotFoundError:
+            raise MissingExtra(
+                'reading GGUF weights needs an extra: pip install "potstill[export]"'
+            ) from None
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise DataError(
+                f"{path}: transformers cannot read this GGUF file: {_first_line(error)}"
+            ) from error
+        _forget_quantisation(model, config)
+        with whole_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def _forget_quantisation(model: Any, config: Any) -> None:
+    """The weights are plain floats by now; what says otherwise stops them from being saved."""
+    for owner in (model.config, config):
+        if hasattr(owner, "quantization_config"):
+            del owner.quantization_config
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if name in vars(model):
+            delattr(model, name)
+    model.is_quantized = False
+    model.hf_quantizer = None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

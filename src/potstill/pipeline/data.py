@@ -1,0 +1,124 @@
+"""Stages load and split: what is asked, and what is kept apart for the comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from potstill.data.load import load_dataset
+from potstill.data.split import drop_leaks, find_leaks, split_records
+
+from potstill.errors import ConfigError, DataError
+from potstill.pipeline.context import Context
+from potstill.rundir import read_jsonl, write_jsonl
+from potstill.types import Record, Rejection
+
+
+def load(ctx: Context) -> None:
+    """Reads the training files into one file of records."""
+    config, run = ctx.config, ctx.run
+
+    def work() -> dict[str, object]:
+        records: list[Record] = []
+        for path in config.train_data:
+            records += load_dataset(path, columns=config.data.columns, task=config.task)
+        _refuse_conflicting_ids(records)
+        write_jsonl(run.records, records)
+        num_references = sum(record.reference is not None for record in records)
+        return {
+            "num_records": len(records),
+            "num_references": num_references,
+            "text": f"{len(records):,} records, {num_references:,} with a known answer",
+        }
+
+    ctx.stage("load", (config.task, config.data.columns, *config.train_data), work)
+
+
+def split(ctx: Context) -> None:
+    """Deals the records into training, validation and test, and refuses leaks between them."""
+    config, run = ctx.config, ctx.run
+    data = config.data
+    files = [value for value in (data.validation, data.test) if isinstance(value, Path)]
+
+    def work() -> dict[str, object]:
+        records = read_jsonl(run.records, Record)
+        splits = split_records(
+            records,
+            validation=0.0 if isinstance(data.validation, Path) else data.validation,
+            test=None if isinstance(data.test, Path) else data.test,
+            split_by=data.split_by,
+            group_by=data.group_by,
+            seed=config.train.seed,
+        )
+        train, validation, test = list(splits.train), list(splits.validation), list(splits.test)
+        if isinstance(data.validation, Path):
+            validation = load_dataset(data.validation, columns=data.columns, task=config.task)
+        if isinstance(data.test, Path):
+            test = load_dataset(data.test, columns=data.columns, task=config.task)
+        group_by = data.group_by if data.split_by == "group" else None
+        dropped = list(splits.rejections)
+        for held_out, name in ((test, "test"), (validation, "validation")):
+            leaks = find_leaks(train, held_out, group_by=group_by)
+            train, dropped = drop_leaks(train, leaks), dropped + leaks
+            if name == "test" and validation:
+                leaks = find_leaks(validation, held_out, group_by=group_by)
+                validation, dropped = drop_leaks(validation, leaks), dropped + leaks
+        if not train:
+            raise DataError(
+                f"no training records are left: {_reasons(dropped)}. Is the test file the "
+                f"training file? See {run.leaks}"
+            )
+        for path, part in ((run.train, train), (run.validation, validation), (run.test, test)):
+            write_jsonl(path, part)
+        write_jsonl(run.leaks, dropped)
+        text = f"{len(train):,} train, {len(validation):,} validation, {len(test):,} test"
+        if dropped:
+            text += f"; dropped {_reasons(dropped)}"
+        return {
+            "num_train": len(train),
+            "num_validation": len(validation),
+            "num_test": len(test),
+            "num_dropped": len(dropped),
+            "text": text,
+        }
+
+    ctx.stage("split", (data, config.train.seed, run.records, *files), work)
+
+
+def gold_records(ctx: Context) -> list[Record]:
+    """Records with known answers for the students that learn without a teacher.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    config = ctx.config
+    if config.evaluate.gold_data:
+        records = load_dataset(
+            config.evaluate.gold_data, columns=config.data.columns, task=config.task
+        )
+    else:
+        records = read_jsonl(ctx.run.train, Record)
+    known = [record for record in records if record.reference is not None]
+    if not known:
+        raise ConfigError(
+            "evaluate.baselines names gold_few or gold_all, but no record has a known answer; "
+            "leave them out, or name a file with answers in evaluate.gold_data"
+        )
+    return known
+
+
+def _refuse_conflicting_ids(records: list[Record]) -> None:
+    seen: dict[str, Record] = {}
+    for record in records:
+        other = seen.setdefault(record.id, record)
+        if other.messages != record.messages:
+            raise DataError(
+                f"two records in train_data have the id {record.id!r} and different prompts; "
+                f"ids must be unique over all files, or absent"
+            )
+
+
+def _reasons(dropped: list[Rejection]) -> str:
+    counts: dict[str, int] = {}
+    for rejection in dropped:
+        counts[rejection.reason] = counts.get(rejection.reason, 0) + 1
+    return ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items())

@@ -1,0 +1,83 @@
+"""What can be found out before anything long starts: models, keys, vocabularies, metrics."""
+
+from __future__ import annotations
+
+from potstill.data.render import vocab_fingerprint
+from potstill.examine.metrics import get_metric
+from potstill.models.catalog import ModelRef, find_model
+from potstill.models.chat import open_chat_model
+
+from potstill.config import StudentConfig, TeacherConfig
+from potstill.errors import ConfigError, VocabMismatch
+from potstill.pipeline.context import Context, wait
+from potstill.protocols import resolve
+
+
+def preflight(ctx: Context) -> None:
+    """Refuses a run that cannot succeed, before anything is spent.
+
+    Names are resolved, a remote teacher is called once, and for a loss on probabilities the
+    two tokenizers are compared.
+
+    Raises:
+        ConfigError: An unknown model, metric, check or exporter; a loss on probabilities
+            with a teacher that gives none.
+        VocabMismatch: Teacher and student have different tokenizers and the loss needs one.
+        TeacherRefused: The endpoint refused the key, the URL or the model's name.
+    """
+    config = ctx.config
+    for name in config.evaluate.metrics or ():
+        get_metric(name)
+    for name in config.checks:
+        resolve("check", name)
+    for export in config.export:
+        resolve("exporter", export.partition(":")[0])
+    teacher = teacher_ref(ctx)
+    student = find_model(config.student.place, workspace=ctx.workspace)
+    if student.kind == "endpoint":
+        raise ConfigError(
+            f"student: {config.student.place} is an endpoint; a student is weights that can be "
+            f"trained: a short name or a folder"
+        )
+    if config.loss.kind != "sft":
+        _refuse_without_probabilities(ctx, teacher, student)
+    if teacher.kind == "endpoint":
+        wait(_dry_call(ctx))
+
+
+def teacher_ref(ctx: Context) -> ModelRef:
+    """The teacher's place, resolved through workspace and catalogue."""
+    return find_model(ctx.config.teacher.place, workspace=ctx.workspace)
+
+
+def place_key(ctx: Context, model: TeacherConfig | StudentConfig) -> str:
+    """Where a model's weights are, for stage hashes."""
+    return find_model(model.place, workspace=ctx.workspace).source
+
+
+async def _dry_call(ctx: Context) -> None:
+    model = open_chat_model(
+        ctx.config.teacher, workspace=ctx.workspace, key=ctx.secrets.get("teacher")
+    )
+    try:
+        await model.dry_call()
+    finally:
+        await model.close()
+
+
+def _refuse_without_probabilities(ctx: Context, teacher: ModelRef, student: ModelRef) -> None:
+    kind = ctx.config.loss.kind
+    if teacher.kind == "endpoint":
+        raise ConfigError(
+            f"loss.kind: {kind} reads the teacher's probabilities, but {teacher.source} only "
+            f"returns text; use loss.kind: sft, or a teacher whose weights are on this machine"
+        )
+    from potstill.models.weights import load_tokenizer
+
+    ours, theirs = (vocab_fingerprint(load_tokenizer(ref)) for ref in (student, teacher))
+    if ours != theirs:
+        raise VocabMismatch(
+            f"loss.kind: {kind} compares probabilities token by token, but {teacher.name} and "
+            f"{student.name} have different vocabularies; use loss.kind: sft, which learns the "
+            f"teacher's text, or a student of the teacher's family"
+        )

@@ -1,0 +1,118 @@
+"""Stage train: the student, and the students it is compared with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from potstill.data.render import Rendered, render_prompt
+from potstill.models.catalog import find_model
+
+from potstill.config import LossConfig
+from potstill.models.weights import cached_folder, load_weights
+from potstill.pipeline.context import Context, weights_key
+from potstill.pipeline.data import gold_records
+from potstill.pipeline.preflight import place_key
+from potstill.pipeline.teach import accepted_rows, render_rows
+from potstill.rundir import RunDir, read_jsonl
+from potstill.types import Record
+
+NUM_PRUNING_PROMPTS = 64
+"""Training prompts that decide which layers a cut student keeps."""
+
+
+def prepare(ctx: Context) -> None:
+    """Cuts the student out of a larger model, where the config wants that."""
+    config, run = ctx.config, ctx.run
+    cut = config.student.prune
+    if cut is None:
+        return
+
+    def work() -> dict[str, Any]:
+        from potstill.train.prune import choose_layers, cut_layers, save_student
+
+        model, tokenizer = load_weights(find_model(cut.from_, workspace=ctx.workspace))
+        scores: dict[str, Any] = {}
+        if isinstance(cut.layers, int):
+            records = read_jsonl(run.train, Record)[:NUM_PRUNING_PROMPTS]
+            prompts = [render_prompt(tokenizer, r.messages) for r in records]
+            keep, scores = choose_layers(model, prompts, cut.layers, by=cut.by)
+        else:
+            keep = cut.layers
+        total = model.config.num_hidden_layers
+        save_student(cut_layers(model, keep), tokenizer, run.untouched)
+        text = f"student: {len(keep)} of {total} layers kept: {', '.join(map(str, keep))}"
+        return {"keep": list(keep), "num_layers": total, "scores": scores, "text": text}
+
+    ctx.stage("prepare", (cut, weights_key(place_key(ctx, config.student)), run.train), work)
+
+
+def student_folder(ctx: Context) -> Path:
+    """Folder of the student before training."""
+    if ctx.config.student.prune:
+        return ctx.run.untouched
+    return cached_folder(find_model(ctx.config.student.place, workspace=ctx.workspace))
+
+
+def train(ctx: Context) -> None:
+    """Trains the configured student, then the variants it will be compared with."""
+    config, run = ctx.config, ctx.run
+    answers = (run.accepted, run.accepted_validation)
+    targets = run.mark("score") if config.loss.kind != "sft" else None
+    _train_one(ctx, "train", run, config.loss, (*answers, *([targets] if targets else [])))
+    text_only = LossConfig(kind="sft")
+    for name in config.evaluate.baselines:
+        if name == "text" and config.loss.kind != "sft":
+            _train_one(ctx, "train-text", run.variant("text"), text_only, answers)
+        elif name in ("gold_few", "gold_all"):
+            limit = config.evaluate.num_few if name == "gold_few" else None
+            gold = gold_records(ctx)[:limit]
+            _train_one(ctx, f"train-{name}", run.variant(name), text_only, answers, gold=gold)
+
+
+def _train_one(
+    ctx: Context,
+    stage: str,
+    out: RunDir,
+    loss: LossConfig,
+    inputs: tuple[Any, ...],
+    gold: list[Record] | None = None,
+) -> None:
+    """Trains one student, on the teacher's accepted answers or on known ones."""
+    start = student_folder(ctx)
+    key = (ctx.config.train, loss, weights_key(start), *inputs, gold and [r.id for r in gold])
+
+    def work() -> dict[str, Any]:
+        from potstill.train.loop import fine_tune_student
+
+        from potstill.targets.store import TargetStore
+
+        model, tokenizer = load_weights(start)
+        rows = _rows(ctx, tokenizer, "train") if gold is None else render_rows(ctx, tokenizer, gold)
+        targets = TargetStore.open(ctx.run.targets) if loss.kind != "sft" else None
+        result = fine_tune_student(
+            model,
+            tokenizer,
+            rows,
+            _rows(ctx, tokenizer, "validation"),
+            loss=loss,
+            train=ctx.config.train,
+            targets=targets,
+            out=out,
+            on_progress=ctx.progress(stage),
+        )
+        shutil.rmtree(out.checkpoints, ignore_errors=True)
+        text = (
+            f"{result.steps:,} steps, loss {result.first_loss_nats:.2f} -> "
+            f"{result.last_loss_nats:.2f} nats, {result.tokens_per_second:,.0f} tokens/s"
+        )
+        if result.stopped_early:
+            text += f", best at step {result.best_step:,}"
+        return {**result.model_dump(), "num_rows": len(rows), "text": text}
+
+    ctx.stage(stage, key, work)
+
+
+def _rows(ctx: Context, tokenizer: Any, split: str) -> list[Rendered]:
+    return accepted_rows(ctx, tokenizer, split)
