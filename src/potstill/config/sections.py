@@ -235,6 +235,13 @@ class EvaluateConfig(Section):
     """File of records with known answers that `gold_few` and `gold_all` learn from; by default
     the training records that have one."""
 
+    fields: str | None = None
+    """Open answers that consist of fields: the function that reads them, `module:attribute`
+    (text to a mapping, or None). Plain rivals then learn field by field."""
+
+    fields_join: str | None = None
+    """The function that puts fields together to an answer, `module:attribute`."""
+
     num_few: int = Field(48, ge=1)
     """Known answers that the `gold_few` student learns from."""
 

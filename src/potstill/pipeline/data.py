@@ -55,7 +55,7 @@ def split(ctx: Context) -> None:
         if isinstance(data.test, Path):
             test = load_dataset(data.test, columns=data.columns, task=config.task)
         group_by = data.group_by if data.split_by == "group" else None
-        dropped = list(splits.rejections)
+        dropped = list(splits.rejected)
         for held_out, name in ((test, "test"), (validation, "validation")):
             leaks = find_leaks(train, held_out, group_by=group_by)
             train, dropped = drop_leaks(train, leaks), dropped + leaks

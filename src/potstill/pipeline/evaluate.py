@@ -1,22 +1,249 @@
-"""Stages evaluate, compare and report: everybody answers the same test records."""
+"""Stage evaluate: everybody answers the same test records; then speed, memory, plain rivals."""
 
 from __future__ import annotations
 
-from potstill.pipeline.context import Context
-from potstill.pipeline.preflight import place_key
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import ConfigError
+from potstill.examine.memory import disk_bytes, memory_of
+from potstill.examine.run import evaluate as evaluate_model
+from potstill.examine.speed import interleaved_latency
+from potstill.models.catalog import ModelRef, find_model
+from potstill.models.chat import open_chat_model
+from potstill.pipeline.context import Context, wait, weights_key
+from potstill.pipeline.data import gold_records
+from potstill.pipeline.export import exported_files
+from potstill.pipeline.preflight import teacher_ref
 from potstill.pipeline.train import student_folder
+from potstill.protocols import ChatModel, resolve_attribute
+from potstill.rundir import read_jsonl, write_text
+from potstill.types import Estimate, Evaluation, Record, Sampling
+
+MEMORY_PROMPTS = 1
 
 
-def rows_of(ctx: Context) -> dict[str, str]:
-    """Row of the report -> where its model is: a folder, a file, or the teacher's place."""
+@dataclass(frozen=True)
+class Row:
+    """One row of the report: who answers, and where its weights are."""
+
+    role: str
+    ref: ModelRef
+    is_teacher: bool = False
+
+    @property
+    def key(self) -> Any:
+        """What its answers depend on."""
+        return [self.role, self.ref.kind, weights_key(self.ref.source)]
+
+
+def rows_of(ctx: Context) -> list[Row]:
+    """Who is compared: teacher, untouched student, variants, distilled student, artefacts."""
     config, run = ctx.config, ctx.run
-    rows: dict[str, str] = {}
-    if config.evaluate.teacher:
-        rows["teacher"] = place_key(ctx, config.teacher)
+    rows = [Row("teacher", teacher_ref(ctx), is_teacher=True)] if config.evaluate.teacher else []
+    places: dict[str, Path] = {}
     for name in config.evaluate.baselines:
         if name == "untouched":
-            rows[name] = str(student_folder(ctx))
+            places[name] = student_folder(ctx)
         elif name != "plain" and run.variant(name).model.exists():
-            rows[name] = str(run.variant(name).model)
-    rows["distilled"] = str(run.model)
-    return rows
+            places[name] = run.variant(name).model
+    places["distilled"] = run.model
+    places |= exported_files(ctx)
+    return rows + [Row(role, find_model(str(place))) for role, place in places.items()]
+
+
+def evaluate(ctx: Context) -> None:
+    """Lets every row answer the test set; nothing is done without one."""
+    run = ctx.run
+    records = read_jsonl(run.test, Record)
+    if not records:
+        ctx.tell("evaluate", "note", "no test set (data.test), so nothing is compared")
+        return
+    rows = rows_of(ctx)
+    for row in rows:
+        _evaluate_row(ctx, row, records)
+    if "plain" in ctx.config.evaluate.baselines:
+        _evaluate_plain(ctx, records)
+    if ctx.config.evaluate.num_latency_calls >= 2:
+        _measure(ctx, rows, records)
+
+
+def decoding(ctx: Context) -> Sampling:
+    """How all rows answer the test set: greedy."""
+    config = ctx.config
+    limit = config.evaluate.max_new_tokens or config.generation.max_new_tokens
+    return Sampling(temperature=0.0, max_new_tokens=limit, stop=config.generation.stop)
+
+
+@contextlib.asynccontextmanager
+async def opened(ctx: Context, row: Row, batch_size: int) -> AsyncIterator[ChatModel]:
+    """The row's model, closed again afterwards."""
+    place = ctx.config.teacher if row.is_teacher else row.ref
+    key = ctx.secrets.get("teacher") if row.is_teacher else None
+    model = open_chat_model(place, workspace=ctx.workspace, batch_size=batch_size, key=key)
+    try:
+        yield model
+    finally:
+        await model.close()
+
+
+def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
+    run, settings = ctx.run, ctx.config.evaluate
+    stage = f"evaluate-{row.role}"
+
+    async def ask() -> Evaluation:
+        async with opened(ctx, row, settings.batch_size) as model:
+            return await evaluate_model(
+                model,
+                records,
+                ctx.task,
+                role=row.role,
+                metrics=settings.metrics,
+                sampling=decoding(ctx),
+                out_samples=run.samples(row.role),
+                format=row.ref.kind,
+                fingerprint=str(row.key),
+                num_parameters=getattr(model, "num_parameters", None),
+                disk_bytes=None if row.ref.kind == "endpoint" else disk_bytes(_weights(row.ref)),
+                setting=getattr(model, "setting", {}),
+                group_by=ctx.config.data.group_by if ctx.config.data.split_by == "group" else None,
+                seed=settings.seed,
+                on_progress=ctx.progress(stage),
+            )
+
+    def work() -> dict[str, Any]:
+        found = wait(ask())
+        write_text(run.evaluation(row.role), found.model_dump_json(indent=1) + "\n")
+        first = next(iter(found.metrics.items()))
+        return {"text": f"{first[1].n:,} answers, {first[0]} {first[1].value:.3f}"}
+
+    inputs = (row.key, run.test, decoding(ctx), settings.metrics, settings.seed, ctx.config.task)
+    ctx.stage(stage, inputs, work)
+
+
+def _weights(ref: ModelRef) -> Path:
+    """What counts as the size on disk: the weights, without tokenizer and notes."""
+    from potstill.models.weights import cached_folder
+
+    return Path(ref.source) if ref.kind == "gguf" else cached_folder(ref)
+
+
+def _evaluate_plain(ctx: Context, records: list[Record]) -> None:
+    run, settings = ctx.run, ctx.config.evaluate
+    if not ctx.task.closed and settings.fields is None:
+        raise ConfigError(
+            f"evaluate.baselines: plain needs answers from a small set, and task: "
+            f"{ctx.config.task} has none; leave it out, or name in evaluate.fields a function "
+            f"that reads an answer into fields"
+        )
+
+    def work() -> dict[str, Any]:
+        from potstill.examine.plain import plain_rivals
+
+        fields = join = None
+        if settings.fields:
+            fields = resolve_attribute(settings.fields)
+            join = resolve_attribute(settings.fields_join or "")
+        accepted = read_jsonl(run.accepted, Record)
+        try:
+            gold = gold_records(ctx)
+        except ConfigError:
+            gold = []  # plain rivals then learn from the teacher's answers alone
+        found = wait(
+            plain_rivals(
+                gold=gold,
+                taught=[(record, record.reference or "") for record in accepted],
+                test=records,
+                task=ctx.task,
+                samples_path=run.samples,
+                metrics=settings.metrics,
+                fields=fields,
+                join=join,
+                seed=settings.seed,
+            )
+        )
+        for role, evaluation in found.items():
+            write_text(run.evaluation(role), evaluation.model_dump_json(indent=1) + "\n")
+        return {"roles": list(found), "text": ", ".join(found)}
+
+    inputs = (run.accepted, run.test, run.train, settings.metrics, settings.fields, settings.seed)
+    ctx.stage("evaluate-plain", inputs, work)
+
+
+def _measure(ctx: Context, rows: list[Row], records: list[Record]) -> None:
+    """Single calls to all models in turn, and each model's memory in a process of its own."""
+    settings = ctx.config.evaluate
+
+    async def ask() -> dict[str, Any]:
+        async with contextlib.AsyncExitStack() as stack:
+            models: dict[str, ChatModel] = {}
+            for row in rows:
+                models[row.role] = await stack.enter_async_context(opened(ctx, row, 1))
+            found = await interleaved_latency(
+                models,
+                records,
+                task=ctx.task,
+                sampling=decoding(ctx),
+                num_calls=settings.num_latency_calls,
+                over_network=[row.role for row in rows if row.ref.kind == "endpoint"],
+                seed=settings.seed,
+                on_progress=ctx.progress("measure"),
+            )
+            memory = {
+                role: model.memory_bytes()
+                for role, model in models.items()
+                if hasattr(model, "memory_bytes")
+            }
+        return {
+            "latency": {role: _dumped(found.models[role]) for role in found.models},
+            "ratios": _dumped(found.ratios),
+            "engine_memory": memory,
+        }
+
+    def work() -> dict[str, Any]:
+        facts = wait(ask())
+        facts["memory"] = _dumped(_memory(ctx, rows, records, facts["engine_memory"]))
+        median = {role: found["latency"]["value"] for role, found in facts["latency"].items()}
+        texts = [f"{role} {seconds:.2f} s" for role, seconds in median.items()]
+        return {**facts, "text": "an answer takes " + ", ".join(texts)}
+
+    inputs = ([row.key for row in rows], ctx.run.test, decoding(ctx), settings.num_latency_calls)
+    ctx.stage("measure", inputs, work)
+
+
+def _memory(
+    ctx: Context, rows: list[Row], records: list[Record], engines: Mapping[str, int]
+) -> dict[str, Estimate]:
+    """Peak memory by row; models of one shape and size are measured once."""
+    found: dict[str, Estimate] = {}
+    by_shape: dict[Any, str] = {}
+    for row in rows:
+        if row.role in engines:
+            found[row.role] = Estimate(
+                value=engines[row.role],
+                n=1,
+                unit="bytes",
+                higher_is_better=False,
+                note="peak resident memory of the engine's process",
+            )
+        elif row.ref.kind == "huggingface":
+            from potstill.models.weights import cached_folder
+
+            folder = cached_folder(row.ref)
+            shape = sum(p.stat().st_size for p in folder.glob("*.safetensors")) // 100_000
+            if shape in by_shape:
+                same = found[by_shape[shape]]
+                note = f"{same.note}; measured on {by_shape[shape]}, which has the same shape"
+                found[row.role] = same.model_copy(update={"note": note})
+                continue
+            by_shape[shape] = row.role
+            prompt = ctx.task.turns(records[0])[0].messages[-1].content
+            found[row.role] = memory_of(folder, prompt)
+    return found
+
+
+def _dumped(found: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.model_dump(mode="json") for name, estimate in found.items()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from potstill.data.render import Rendered, render
+from potstill.data.render import Rendered, render, template_fingerprint, vocab_fingerprint
 from potstill.models.chat import open_chat_model
 from potstill.teach.checks import build_checks, check_responses
 from potstill.teach.generate import generate
 
 from potstill.errors import DataError
+from potstill.models.catalog import find_model
 from potstill.models.weights import load_tokenizer
 from potstill.pipeline.context import Context, wait, weights_key
 from potstill.pipeline.preflight import place_key, teacher_ref
@@ -133,22 +134,26 @@ def score(ctx: Context) -> None:
         from potstill.models.local import LocalModel
         from potstill.teach.score import score as score_rows
 
-        teacher = LocalModel(
-            teacher_ref(ctx), name="teacher", batch_size=config.generation.batch_size
-        )
+        tokenizer = student_tokenizer(ctx)
+        rows = [row for split in SPLITS for row in accepted_rows(ctx, tokenizer, split)]
+        teacher = LocalModel(teacher_ref(ctx), batch_size=config.generation.batch_size)
         try:
-            rows = [row for split in SPLITS for row in accepted_rows(ctx, teacher.tokenizer, split)]
-            facts = score_rows(
+            manifest = score_rows(
                 teacher,
                 rows,
                 run.targets,
                 k=config.loss.targets.k,
                 temperature=config.loss.temperature,
+                student_vocab_fingerprint=vocab_fingerprint(tokenizer),
+                student_template_fingerprint=template_fingerprint(tokenizer),
                 on_progress=ctx.progress("score"),
             )
         finally:
             wait(teacher.close())
-        return facts
+        facts = manifest.model_dump(exclude={"shards", "settings"})
+        text = f"{len(rows):,} answers, the {config.loss.targets.k} largest of "
+        text += f"{manifest.settings.vocab_size:,} probabilities a token"
+        return {**facts, "text": text}
 
     ctx.stage("score", inputs, work)
 
@@ -186,7 +191,7 @@ def render_rows(ctx: Context, tokenizer: Any, records: list[Record]) -> list[Ren
 
 def student_tokenizer(ctx: Context) -> Any:
     """The tokenizer that the student will be trained with."""
-    return load_tokenizer(place_key(ctx, ctx.config.student))
+    return load_tokenizer(find_model(ctx.config.student.place, workspace=ctx.workspace))
 
 
 def _split_file(ctx: Context, split: str) -> Any:

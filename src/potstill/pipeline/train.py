@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill.data.render import Rendered, render_prompt
+from potstill.data.render import (
+    Rendered,
+    render_prompt,
+    template_fingerprint,
+    vocab_fingerprint,
+)
 from potstill.models.catalog import find_model
 
 from potstill.config import LossConfig
@@ -30,18 +35,18 @@ def prepare(ctx: Context) -> None:
         return
 
     def work() -> dict[str, Any]:
-        from potstill.train.prune import choose_layers, cut_layers, save_student
+        from potstill.train.prune import choose_layers, cut_layers, save_untouched
 
         model, tokenizer = load_weights(find_model(cut.from_, workspace=ctx.workspace))
         scores: dict[str, Any] = {}
         if isinstance(cut.layers, int):
             records = read_jsonl(run.train, Record)[:NUM_PRUNING_PROMPTS]
             prompts = [render_prompt(tokenizer, r.messages) for r in records]
-            keep, scores = choose_layers(model, prompts, cut.layers, by=cut.by)
+            keep, scores = choose_layers(model, tokenizer, prompts, cut.layers, by=cut.by)
         else:
             keep = cut.layers
         total = model.config.num_hidden_layers
-        save_student(cut_layers(model, keep), tokenizer, run.untouched)
+        save_untouched(cut_layers(model, keep), tokenizer, run.untouched)
         text = f"student: {len(keep)} of {total} layers kept: {', '.join(map(str, keep))}"
         return {"keep": list(keep), "num_layers": total, "scores": scores, "text": text}
 
@@ -90,7 +95,15 @@ def _train_one(
 
         model, tokenizer = load_weights(start)
         rows = _rows(ctx, tokenizer, "train") if gold is None else render_rows(ctx, tokenizer, gold)
-        targets = TargetStore.open(ctx.run.targets) if loss.kind != "sft" else None
+        targets = None
+        if loss.kind != "sft":
+            targets = TargetStore(
+                ctx.run.targets,
+                vocab_fingerprint=vocab_fingerprint(tokenizer),
+                template_fingerprint=template_fingerprint(tokenizer),
+                temperature=loss.temperature,
+            )
+        seen = _Losses(ctx, stage)
         result = fine_tune_student(
             model,
             tokenizer,
@@ -100,18 +113,35 @@ def _train_one(
             train=ctx.config.train,
             targets=targets,
             out=out,
-            on_progress=ctx.progress(stage),
+            on_progress=seen,
         )
-        shutil.rmtree(out.checkpoints, ignore_errors=True)
-        text = (
-            f"{result.steps:,} steps, loss {result.first_loss_nats:.2f} -> "
-            f"{result.last_loss_nats:.2f} nats, {result.tokens_per_second:,.0f} tokens/s"
-        )
+        text = f"{result.steps:,} steps, {seen.text}{result.tokens_per_second:,.0f} tokens/s"
         if result.stopped_early:
             text += f", best at step {result.best_step:,}"
         return {**result.model_dump(), "num_rows": len(rows), "text": text}
 
     ctx.stage(stage, key, work)
+
+
+class _Losses:
+    """Passes the loop's progress on, and remembers the first and the last loss."""
+
+    def __init__(self, ctx: Context, stage: str):
+        self._report = ctx.progress(stage)
+        self._first: float | None = None
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int, figures: Mapping[str, float]) -> None:
+        loss = figures.get("train/loss_nats")
+        if loss is not None:
+            self._first = loss if self._first is None else self._first
+            self._last = loss
+        self._report(done, total, f"loss {self._last:.3f}")
+
+    @property
+    def text(self) -> str:
+        """`loss 3.10 -> 0.12 nats, `; empty where nothing was left to do."""
+        return "" if self._first is None else f"loss {self._first:.2f} -> {self._last:.2f} nats, "
 
 
 def _rows(ctx: Context, tokenizer: Any, split: str) -> list[Rendered]:

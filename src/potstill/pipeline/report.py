@@ -1,0 +1,141 @@
+"""Stages compare and report: evaluations side by side, with a verdict, for people and programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from potstill.examine.report import build_report
+from potstill.examine.report_html import render_html
+from potstill.examine.report_markdown import render_markdown
+from potstill.pipeline.context import Context
+from potstill.pipeline.evaluate import decoding, rows_of
+from potstill.rundir import RunDir, content_hash, read_jsonl, write_text
+from potstill.types import Estimate, Evaluation, Record, Report, Sample
+
+
+def compare(ctx: Context) -> None:
+    """Compares every row with the distilled student, paired on the same records."""
+    run, config = ctx.run, ctx.config
+    if not run.evaluation("distilled").exists():
+        return
+    evaluations = _evaluations(ctx)
+    files = [run.evaluation(role) for role in evaluations]
+
+    def work() -> dict[str, Any]:
+        samples = {role: read_jsonl(run.samples(role), Sample) for role in evaluations}
+        names = config.evaluate.metrics or ctx.task.default_metrics
+        found = build_report(
+            run=config.name,
+            task=_task_facts(ctx),
+            evaluations=evaluations,
+            samples=samples,
+            primary_metric=names[0],
+            margin=config.evaluate.margin,
+            seed=config.evaluate.seed,
+            closed=ctx.task.closed,
+            gates=config.evaluate.gates,
+            data=_funnel(ctx),
+            training=_training(ctx),
+            environment=json.loads(run.environment.read_text(encoding="utf-8")),
+        )
+        write_text(run.report_json, found.model_dump_json(indent=1) + "\n")
+        return {"text": found.verdict}
+
+    measured = run.facts("measure").get("inputs")
+    inputs = (*files, measured, config.evaluate, config.name, list(evaluations))
+    ctx.stage("compare", inputs, work)
+
+
+def report(ctx: Context) -> Report | None:
+    """Writes the report as Markdown and as one page of HTML; needs no model."""
+    run = ctx.run
+    if not run.report_json.exists():
+        return None
+    ctx.stage("report", (run.report_json, run.metrics), lambda: render(run))
+    return read_report(run)
+
+
+def read_report(run: RunDir) -> Report:
+    """The report of a run that has one."""
+    return Report.model_validate_json(run.report_json.read_text(encoding="utf-8"))
+
+
+def render(run: RunDir) -> dict[str, Any]:
+    """Draws Markdown and HTML from report.json, again at any time."""
+    found = read_report(run)
+    write_text(run.report_markdown, render_markdown(found))
+    curves = {"distilled": _curve(run)}
+    for name in found.models:
+        if run.variant(name).metrics.exists():
+            curves[name] = _curve(run.variant(name))
+    write_text(run.report_html, render_html(found, curves=curves))
+    return {"text": str(run.report_html)}
+
+
+def _curve(run: RunDir) -> list[dict[str, Any]]:
+    if not run.metrics.exists():
+        return []
+    lines = run.metrics.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _evaluations(ctx: Context) -> dict[str, Evaluation]:
+    """All evaluations of the run, with the speed and memory that were measured for them."""
+    run = ctx.run
+    roles = [row.role for row in rows_of(ctx)]
+    if "plain" in ctx.config.evaluate.baselines:
+        roles += run.facts("evaluate-plain").get("roles", [])
+    measured = run.facts("measure") if ctx.config.evaluate.num_latency_calls >= 2 else {}
+    found = {}
+    for role in roles:
+        text = run.evaluation(role).read_text(encoding="utf-8")
+        evaluation = Evaluation.model_validate_json(text)
+        extra = dict(measured.get("latency", {}).get(role, {}))
+        if role in measured.get("ratios", {}):
+            extra["latency_ratio"] = measured["ratios"][role]
+        if role in measured.get("memory", {}):
+            extra["memory"] = measured["memory"][role]
+        metrics = {name: Estimate.model_validate(value) for name, value in extra.items()}
+        update = {"metrics": {**evaluation.metrics, **metrics}}
+        found[role] = evaluation.model_copy(update=update)
+    return found
+
+
+def _task_facts(ctx: Context) -> dict[str, Any]:
+    records = read_jsonl(ctx.run.test, Record)
+    prompts = [turn.messages for record in records for turn in ctx.task.turns(record)]
+    return {
+        "name": ctx.config.task,
+        "split": "test",
+        "n": len(records),
+        "num_answers": len(prompts),
+        "dataset_hash": content_hash(ctx.run.test)[:16],
+        "prompt_hash": content_hash([[m.content for m in prompt] for prompt in prompts])[:16],
+        "decoding": decoding(ctx).model_dump(mode="json"),
+    }
+
+
+def _funnel(ctx: Context) -> dict[str, Any]:
+    run = ctx.run
+    asked, kept = run.facts("teach"), run.facts("check")
+    return {
+        "requested": asked.get("requested"),
+        "answered": asked.get("answered"),
+        "accepted": kept.get("num_train", 0) + kept.get("num_validation", 0),
+        "rejected": kept.get("reasons", {}),
+        "leaks_dropped": run.facts("split").get("num_dropped", 0),
+    }
+
+
+def _training(ctx: Context) -> dict[str, Any]:
+    kept = ("steps", "num_steps", "best_step", "best_validation_loss_nats", "seconds",
+            "tokens_per_second", "precision", "num_rows", "num_trainable", "stopped_early")
+    stages = {"distilled": "train", "text": "train-text", "gold_few": "train-gold_few",
+              "gold_all": "train-gold_all"}
+    found = {}
+    for role, stage in stages.items():
+        facts = ctx.run.facts(stage)
+        if facts:
+            found[role] = {name: facts[name] for name in kept if name in facts}
+    return found
