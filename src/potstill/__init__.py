@@ -22,6 +22,19 @@ _HOME = {
     "Estimate": "potstill.types",
     "Evaluation": "potstill.types",
     "Report": "potstill.types",
+    "DistillationJob": "potstill.entities",
+    "MLClient": "potstill.jobs.client",
+    "load_dataset": "potstill.data.load",
+    "load_model": "potstill.library",
+    "generate_teacher_responses": "potstill.library",
+    "fine_tune_student": "potstill.library",
+    "evaluate": "potstill.library",
+    "evaluate_accuracy": "potstill.library",
+    "measure_inference_time": "potstill.library",
+    "profile_memory_consumption": "potstill.library",
+    "evaluate_task_performance": "potstill.library",
+    "generate_synthetic_data": "potstill.library",
+    "train_student_model": "potstill.library",
 }
 
 __all__ = sorted(_HOME)

@@ -165,7 +165,23 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "summarization": "potstill.tasks.summarization:summarization",
         "translation": "potstill.tasks.translation:translation",
     },
-    "metric": {},
+    "metric": {
+        "accuracy": "potstill.examine.metrics:accuracy",
+        "exact_match": "potstill.examine.metrics:exact_match",
+        "f1": "potstill.examine.metrics:f1",
+        "macro_f1": "potstill.examine.metrics:macro_f1",
+        "length_ratio": "potstill.examine.metrics:length_ratio",
+        "copy_rate": "potstill.examine.metrics:copy_rate",
+        "label_validity": "potstill.examine.metrics:label_validity",
+        "json_validity": "potstill.examine.metrics:json_validity",
+        "refusal_rate": "potstill.examine.metrics:refusal_rate",
+        "truncation_rate": "potstill.examine.metrics:truncation_rate",
+        "bleu": "potstill.examine.overlap:Bleu",
+        "chrf": "potstill.examine.overlap:Chrf",
+        "rouge_1": "potstill.examine.overlap:rouge_1",
+        "rouge_2": "potstill.examine.overlap:rouge_2",
+        "rouge_l": "potstill.examine.overlap:rouge_l",
+    },
     "exporter": {
         "huggingface": "potstill.export.huggingface:export_huggingface",
         "gguf": "potstill.export.gguf:export_gguf",
@@ -182,15 +198,24 @@ def resolve(kind: Kind, name: str) -> Any:
     """
     builtin = BUILTIN[kind]
     target = builtin.get(name, name)
-    module_name, colon, attribute = target.partition(":")
-    if not colon:
+    if ":" not in target:
         close = difflib.get_close_matches(name, builtin, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(
             f"no {kind} is called {name!r}{hint}; built in: {', '.join(sorted(builtin))}; "
             f'or give your own as "module:attribute"'
         )
+    return resolve_attribute(target, what=f"{kind} {name!r}")
+
+
+def resolve_attribute(target: str, *, what: str = "extension") -> Any:
+    """Returns what "module:attribute" names.
+
+    Raises:
+        ConfigError: If it cannot be imported.
+    """
+    module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{kind} {name!r} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{what} cannot be imported from {target!r}: {error}") from error

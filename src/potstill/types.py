@@ -182,6 +182,9 @@ class Sample(Noun):
     num_new_tokens: int = 0
     seconds: float = 0.0
     error: str = ""
+    fingerprint: str = ""
+    """Hash of model, prompt and decoding: while it is the same, the answer is not asked again."""
+
     metadata: dict[str, Any] = {}
 
 
@@ -274,6 +277,13 @@ class Report(Noun):
     verdict: str = ""
     regressions: tuple[dict[str, Any], ...] = ()
     wins: tuple[dict[str, Any], ...] = ()
+    num_regressions: int = 0
+    num_wins: int = 0
+    """How many there are; the lists hold at most 50."""
+
+    confusion: dict[str, dict[str, dict[str, int]]] = {}
+    """Closed answers only: model -> reference -> answer -> count; an unreadable answer is ""."""
+
     gates: tuple[dict[str, Any], ...] = ()
     data: dict[str, Any] = {}
     """The funnel: requested, answered, accepted, rejected by reason."""

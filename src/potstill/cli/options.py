@@ -33,9 +33,7 @@ Offline = Annotated[
 ]
 
 
-def read_config(
-    path: Path, overrides: list[str] | None, runs: Path
-) -> tuple[Dialect, RunDir]:
+def read_config(path: Path, overrides: list[str] | None, runs: Path) -> tuple[Dialect, RunDir]:
     """The job of a config file, an Azure job file or a run folder, and where it works."""
     if path.is_dir():
         run = RunDir(path)
@@ -86,12 +84,16 @@ def ended(work: Callable[[], Any]) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            console.print_error(f"no space left on the disk ({error.filename or 'while writing'}); "
-                                "free some, and run the same command again to continue")
+            console.print_error(
+                f"no space left on the disk ({error.filename or 'while writing'}); "
+                "free some, and run the same command again to continue"
+            )
             return 1
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            console.print_error(f"no permission to write {error.filename}; choose another folder "
-                                "with --runs, or change its owner")
+            console.print_error(
+                f"no permission to write {error.filename}; choose another folder "
+                "with --runs, or change its owner"
+            )
             return 1
         raise
 

@@ -94,7 +94,12 @@ def _add_stage(app: typer.Typer, stage: str, text: str) -> None:
 
 
 def _distill(
-    config_file: Path, overrides: list[str] | None, runs: Path, *, quiet: bool, stop_after: str | None
+    config_file: Path,
+    overrides: list[str] | None,
+    runs: Path,
+    *,
+    quiet: bool,
+    stop_after: str | None,
 ) -> tuple[Report | None, Any]:
     from potstill.jobs.workspace import find_models
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from potstill.protocols import ChatModel
 from potstill.types import Message, Sampling
 
 _VERSION = 1
@@ -31,9 +32,9 @@ def request_fingerprint(identity: str, messages: Sequence[Message], sampling: Sa
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def identity_of(model: object) -> str:
+def identity_of(model: ChatModel) -> str:
     """The model's own `identity` where it has one, else its name."""
-    return str(getattr(model, "identity", None) or getattr(model, "name", ""))
+    return str(getattr(model, "identity", None) or model.name)
 
 
 def weights_identity(path: Path) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from potstill.errors import ConfigError, DataError, MissingExtra
+from potstill.errors import ConfigError, DataError, MissingExtra, OfflineError
 from potstill.models.catalog import ModelRef, find_model
+from potstill.models.offline import is_offline
 from potstill.rundir import whole_folder
 
 _DTYPES = {
@@ -43,23 +47,28 @@ def load_weights(
         ConfigError: If there are no such weights on this machine and none can be fetched.
         DataError: If they are pickled or want to bring their own code; neither is run.
     """
-    ref = source if isinstance(source, ModelRef) else find_model(str(source))
-    place = cached_folder(ref)
-    with quiet():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=False
-            )
-            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise DataError(
-                f"{place}: these weights cannot be read: {_first_line(error)}; a folder that "
-                f"save_pretrained wrote, with safetensors and a tokenizer, can"
-            ) from error
+    place = cached_folder(source)
+    number_format = resolve_dtype(dtype)
+    with quiet(), _reading(place):
+        model = AutoModelForCausalLM.from_pretrained(
+            place, dtype=number_format, use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     return model.eval(), tokenizer
 
 
-def cached_folder(ref: ModelRef) -> Path:
+def load_tokenizer(source: ModelRef | Path | str) -> Any:
+    """Reads the tokenizer alone.
+
+    Raises:
+        ConfigError, DataError: As `load_weights`.
+    """
+    place = cached_folder(source)
+    with quiet(), _reading(place):
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+
+
+def cached_folder(source: ModelRef | Path | str) -> Path:
     """A Hugging Face folder with the model's weights, on this machine.
 
     Hub names are looked up in the local cache first and fetched only where that is allowed;
@@ -69,6 +78,7 @@ def cached_folder(ref: ModelRef) -> Path:
         ConfigError: If the weights are not here and cannot be fetched.
         DataError: If the folder holds pickled weights or code.
     """
+    ref = source if isinstance(source, ModelRef) else find_model(str(source))
     if ref.kind == "endpoint":
         raise ConfigError(
             f"{ref.name} is an endpoint ({ref.source}): it has no weights here. Losses on "
@@ -120,6 +130,18 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def _reading(place: Path) -> Iterator[None]:
+    """Turns what transformers says about unreadable files into our own error."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"{place}: these weights or their tokenizer cannot be read: {_first_line(error)}; a "
+            f"folder that save_pretrained wrote, with safetensors and a tokenizer, can"
+        ) from error
+
+
 def _from_hub(ref: ModelRef) -> Path:
     try:
         from huggingface_hub import snapshot_download
@@ -131,15 +153,28 @@ def _from_hub(ref: ModelRef) -> Path:
     with contextlib.suppress(LocalEntryNotFoundError):
         return Path(snapshot_download(ref.source, local_files_only=True, **asked))
     try:
-        if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        if is_offline():
             raise OSError("this run is offline")
+        _refuse_what_does_not_fit(ref)
         return Path(snapshot_download(ref.source, **asked))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (OSError, HfHubHTTPError, OfflineError) as error:
         raise ConfigError(
             f"the weights of {ref.name} ({ref.source}) are not on this machine and could not be "
-            f"fetched: {_first_line(error)}. Point the name at a folder in potstill.yaml "
-            f"(models: {{{ref.name}: {{source: FOLDER}}}}), or give the folder itself"
+            f"fetched: {_first_line(error)}. Point the name at a folder or an endpoint in "
+            f"potstill.yaml (models: {{{ref.name}: {{source: FOLDER}}}}), or give the folder itself"
         ) from error
+
+
+def _refuse_what_does_not_fit(ref: ModelRef) -> None:
+    needed = int(2 * (ref.parameters or 0))  # published weights take two bytes or more each
+    home = Path(os.environ.get("HF_HOME") or Path.home())
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise OSError(
+            f"they take about {needed / 1e9:,.0f} GB and {free / 1e9:,.0f} GB of disk are free"
+        )
 
 
 def _refuse_foreign_code(folder: Path) -> None:
@@ -176,19 +211,13 @@ def _converted(path: Path) -> Path:
     if folder.is_dir():
         return folder
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtra('reading GGUF weights needs an extra: pip install "potstill[export]"')
     with quiet():
-        try:
+        with _reading(path):
             config = AutoConfig.from_pretrained(**place)
             tokenizer = AutoTokenizer.from_pretrained(**place)
             model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
-        except ModuleNotFoundError:
-            raise MissingExtra(
-                'reading GGUF weights needs an extra: pip install "potstill[export]"'
-            ) from None
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise DataError(
-                f"{path}: transformers cannot read this GGUF file: {_first_line(error)}"
-            ) from error
         _forget_quantisation(model, config)
         with whole_folder(folder) as temporary:
             model.save_pretrained(temporary)

@@ -91,7 +91,7 @@ class Context:
         self.tell(name, "start")
         facts = dict(work())
         seconds = round(time.monotonic() - started, 2)
-        self.run.mark_done(name, key, seconds=seconds, **facts)
+        self.run.mark_done(name, key, **{**facts, "seconds": seconds})
         self.tell(name, "done", str(facts.get("text", "")), seconds=seconds)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from potstill.data.load import load_dataset
-from potstill.data.split import drop_leaks, find_leaks, split_records
-
+from potstill.data.split import drop_duplicates, drop_leaks, find_leaks, split_records
 from potstill.errors import ConfigError, DataError
 from potstill.pipeline.context import Context
 from potstill.rundir import read_jsonl, write_jsonl
+from potstill.tasks.choice import label_records
 from potstill.types import Record, Rejection
 
 
@@ -50,12 +50,13 @@ def split(ctx: Context) -> None:
             seed=config.train.seed,
         )
         train, validation, test = list(splits.train), list(splits.validation), list(splits.test)
-        if isinstance(data.validation, Path):
-            validation = load_dataset(data.validation, columns=data.columns, task=config.task)
-        if isinstance(data.test, Path):
-            test = load_dataset(data.test, columns=data.columns, task=config.task)
-        group_by = data.group_by if data.split_by == "group" else None
         dropped = list(splits.rejected)
+        if isinstance(data.validation, Path):
+            validation = _held_out(ctx, data.validation, dropped)
+        if isinstance(data.test, Path):
+            test = _held_out(ctx, data.test, dropped)
+        train, validation, test = _same_labels(train, validation, test)
+        group_by = data.group_by if data.split_by == "group" else None
         for held_out, name in ((test, "test"), (validation, "validation")):
             leaks = find_leaks(train, held_out, group_by=group_by)
             train, dropped = drop_leaks(train, leaks), dropped + leaks
@@ -104,6 +105,21 @@ def gold_records(ctx: Context) -> list[Record]:
             "leave them out, or name a file with answers in evaluate.gold_data"
         )
     return known
+
+
+def _held_out(ctx: Context, path: Path, dropped: list[Rejection]) -> list[Record]:
+    """A validation or test file's records; repeated prompts go to `dropped`."""
+    config = ctx.config
+    records = load_dataset(path, columns=config.data.columns, task=config.task)
+    kept, repeated = drop_duplicates(records)
+    dropped += repeated
+    return kept
+
+
+def _same_labels(*parts: list[Record]) -> list[list[Record]]:
+    """All parts with the label set of all of them, so that their prompts name the same labels."""
+    labelled = iter(label_records([record for part in parts for record in part]))
+    return [[next(labelled) for _ in part] for part in parts]
 
 
 def _refuse_conflicting_ids(records: list[Record]) -> None:

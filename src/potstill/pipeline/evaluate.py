@@ -1,43 +1,26 @@
-"""Stage evaluate: everybody answers the same test records; then speed, memory, plain rivals."""
+"""Stage evaluate: everybody answers the same test records."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from potstill.errors import ConfigError
-from potstill.examine.memory import disk_bytes, memory_of
+from potstill.examine.memory import disk_bytes
 from potstill.examine.run import evaluate as evaluate_model
-from potstill.examine.speed import interleaved_latency
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
-from potstill.pipeline.context import Context, wait, weights_key
+from potstill.pipeline.context import Context, wait
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.export import exported_files
+from potstill.pipeline.measure import Row, measure
 from potstill.pipeline.preflight import teacher_ref
 from potstill.pipeline.train import student_folder
 from potstill.protocols import ChatModel, resolve_attribute
 from potstill.rundir import read_jsonl, write_text
-from potstill.types import Estimate, Evaluation, Record, Sampling
-
-MEMORY_PROMPTS = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the report: who answers, and where its weights are."""
-
-    role: str
-    ref: ModelRef
-    is_teacher: bool = False
-
-    @property
-    def key(self) -> Any:
-        """What its answers depend on."""
-        return [self.role, self.ref.kind, weights_key(self.ref.source)]
+from potstill.types import Evaluation, Record, Sampling
 
 
 def rows_of(ctx: Context) -> list[Row]:
@@ -68,7 +51,7 @@ def evaluate(ctx: Context) -> None:
     if "plain" in ctx.config.evaluate.baselines:
         _evaluate_plain(ctx, records)
     if ctx.config.evaluate.num_latency_calls >= 2:
-        _measure(ctx, rows, records)
+        measure(ctx, rows, records, opened, decoding(ctx))
 
 
 def decoding(ctx: Context) -> Sampling:
@@ -171,79 +154,3 @@ def _evaluate_plain(ctx: Context, records: list[Record]) -> None:
 
     inputs = (run.accepted, run.test, run.train, settings.metrics, settings.fields, settings.seed)
     ctx.stage("evaluate-plain", inputs, work)
-
-
-def _measure(ctx: Context, rows: list[Row], records: list[Record]) -> None:
-    """Single calls to all models in turn, and each model's memory in a process of its own."""
-    settings = ctx.config.evaluate
-
-    async def ask() -> dict[str, Any]:
-        async with contextlib.AsyncExitStack() as stack:
-            models: dict[str, ChatModel] = {}
-            for row in rows:
-                models[row.role] = await stack.enter_async_context(opened(ctx, row, 1))
-            found = await interleaved_latency(
-                models,
-                records,
-                task=ctx.task,
-                sampling=decoding(ctx),
-                num_calls=settings.num_latency_calls,
-                over_network=[row.role for row in rows if row.ref.kind == "endpoint"],
-                seed=settings.seed,
-                on_progress=ctx.progress("measure"),
-            )
-            memory = {
-                role: model.memory_bytes()
-                for role, model in models.items()
-                if hasattr(model, "memory_bytes")
-            }
-        return {
-            "latency": {role: _dumped(found.models[role]) for role in found.models},
-            "ratios": _dumped(found.ratios),
-            "engine_memory": memory,
-        }
-
-    def work() -> dict[str, Any]:
-        facts = wait(ask())
-        facts["memory"] = _dumped(_memory(ctx, rows, records, facts["engine_memory"]))
-        median = {role: found["latency"]["value"] for role, found in facts["latency"].items()}
-        texts = [f"{role} {seconds:.2f} s" for role, seconds in median.items()]
-        return {**facts, "text": "an answer takes " + ", ".join(texts)}
-
-    inputs = ([row.key for row in rows], ctx.run.test, decoding(ctx), settings.num_latency_calls)
-    ctx.stage("measure", inputs, work)
-
-
-def _memory(
-    ctx: Context, rows: list[Row], records: list[Record], engines: Mapping[str, int]
-) -> dict[str, Estimate]:
-    """Peak memory by row; models of one shape and size are measured once."""
-    found: dict[str, Estimate] = {}
-    by_shape: dict[Any, str] = {}
-    for row in rows:
-        if row.role in engines:
-            found[row.role] = Estimate(
-                value=engines[row.role],
-                n=1,
-                unit="bytes",
-                higher_is_better=False,
-                note="peak resident memory of the engine's process",
-            )
-        elif row.ref.kind == "huggingface":
-            from potstill.models.weights import cached_folder
-
-            folder = cached_folder(row.ref)
-            shape = sum(p.stat().st_size for p in folder.glob("*.safetensors")) // 100_000
-            if shape in by_shape:
-                same = found[by_shape[shape]]
-                note = f"{same.note}; measured on {by_shape[shape]}, which has the same shape"
-                found[row.role] = same.model_copy(update={"note": note})
-                continue
-            by_shape[shape] = row.role
-            prompt = ctx.task.turns(records[0])[0].messages[-1].content
-            found[row.role] = memory_of(folder, prompt)
-    return found
-
-
-def _dumped(found: Mapping[str, Estimate]) -> dict[str, Any]:
-    return {name: estimate.model_dump(mode="json") for name, estimate in found.items()}

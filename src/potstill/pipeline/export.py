@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill.data.render import render_prompt
 from potstill.pipeline.context import Context, weights_key
 from potstill.protocols import resolve
 from potstill.rundir import read_jsonl
-from potstill.types import Record
+from potstill.types import Message, Record
 
 NUM_PARITY_PROMPTS = 32
 
@@ -35,24 +34,29 @@ def _export_one(ctx: Context, name: str) -> None:
     kind, _, quant = name.partition(":")
 
     def work() -> dict[str, Any]:
-        from potstill.export.parity import check_parity
-        from potstill.models.weights import load_tokenizer
+        from potstill.export.parity import check_gguf
 
         make = resolve("exporter", kind)
         file = make(run.model, run.export(name), quant=quant or None)
-        facts: dict[str, Any] = {"file": file.name, "bytes": file.stat().st_size}
-        text = f"{file.name}, {file.stat().st_size / 1e6:,.0f} MB"
+        facts: dict[str, Any] = {"file": file.name}
+        text = file.name
+        if file.is_file():
+            facts["bytes"] = file.stat().st_size
+            text += f", {file.stat().st_size / 1e6:,.0f} MB"
         if file.suffix == ".gguf":
-            records = read_jsonl(run.train, Record)[:NUM_PARITY_PROMPTS]
-            tokenizer = load_tokenizer(run.model)
-            prompts = [
-                render_prompt(tokenizer, turn.messages)
-                for record in records
-                for turn in ctx.task.turns(record)[:1]
-            ]
-            parity = check_parity(run.model, file, prompts)
+            prompts = _prompts(ctx)
+            parity = check_gguf(run.model, file, prompts, min_prompts=len(prompts))
             facts["parity"] = parity.model_dump(mode="json")
-            text += f"; {parity.text}"
+            text += (
+                f"; same next token as the student at {parity.argmax_agreement:.1%} of "
+                f"{parity.num_tokens:,} places"
+            )
         return {**facts, "text": text}
 
     ctx.stage(f"export-{name}", (name, weights_key(run.model)), work)
+
+
+def _prompts(ctx: Context) -> list[tuple[Message, ...]]:
+    """Prompts that an artefact is compared on: training ones, since the test set stays closed."""
+    records = read_jsonl(ctx.run.train, Record) + read_jsonl(ctx.run.validation, Record)
+    return [ctx.task.turns(record)[0].messages for record in records[:NUM_PARITY_PROMPTS]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from potstill.config import StudentConfig, TeacherConfig
 from potstill.data.render import vocab_fingerprint
+from potstill.errors import ConfigError, VocabMismatch
 from potstill.examine.metrics import get_metric
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
-
-from potstill.config import StudentConfig, TeacherConfig
-from potstill.errors import ConfigError, VocabMismatch
 from potstill.pipeline.context import Context, wait
 from potstill.protocols import resolve
 

@@ -129,10 +129,24 @@ def _funnel(ctx: Context) -> dict[str, Any]:
 
 
 def _training(ctx: Context) -> dict[str, Any]:
-    kept = ("steps", "num_steps", "best_step", "best_validation_loss_nats", "seconds",
-            "tokens_per_second", "precision", "num_rows", "num_trainable", "stopped_early")
-    stages = {"distilled": "train", "text": "train-text", "gold_few": "train-gold_few",
-              "gold_all": "train-gold_all"}
+    kept = (
+        "steps",
+        "num_steps",
+        "best_step",
+        "best_validation_loss_nats",
+        "seconds",
+        "tokens_per_second",
+        "precision",
+        "num_rows",
+        "num_trainable",
+        "stopped_early",
+    )
+    stages = {
+        "distilled": "train",
+        "text": "train-text",
+        "gold_few": "train-gold_few",
+        "gold_all": "train-gold_all",
+    }
     found = {}
     for role, stage in stages.items():
         facts = ctx.run.facts(stage)

@@ -6,16 +6,15 @@ from collections import Counter
 from typing import Any
 
 from potstill.data.render import Rendered, render, template_fingerprint, vocab_fingerprint
-from potstill.models.chat import open_chat_model
-from potstill.teach.checks import build_checks, check_responses
-from potstill.teach.generate import generate
-
 from potstill.errors import DataError
 from potstill.models.catalog import find_model
+from potstill.models.chat import open_chat_model
 from potstill.models.weights import load_tokenizer
 from potstill.pipeline.context import Context, wait, weights_key
 from potstill.pipeline.preflight import place_key, teacher_ref
 from potstill.rundir import read_jsonl, write_jsonl
+from potstill.teach.checks import build_checks, check_responses
+from potstill.teach.generate import generate
 from potstill.types import Record, Rejection, Response
 
 SPLITS = ("train", "validation")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from potstill.config import LossConfig
 from potstill.data.render import (
     Rendered,
     render_prompt,
@@ -13,8 +14,6 @@ from potstill.data.render import (
     vocab_fingerprint,
 )
 from potstill.models.catalog import find_model
-
-from potstill.config import LossConfig
 from potstill.models.weights import cached_folder, load_weights
 from potstill.pipeline.context import Context, weights_key
 from potstill.pipeline.data import gold_records
@@ -89,9 +88,8 @@ def _train_one(
     key = (ctx.config.train, loss, weights_key(start), *inputs, gold and [r.id for r in gold])
 
     def work() -> dict[str, Any]:
-        from potstill.train.loop import fine_tune_student
-
         from potstill.targets.store import TargetStore
+        from potstill.train.loop import fine_tune_student
 
         model, tokenizer = load_weights(start)
         rows = _rows(ctx, tokenizer, "train") if gold is None else render_rows(ctx, tokenizer, gold)

@@ -1,0 +1,1 @@
+"""What is asked: rows become records, records become token ids."""

@@ -1,0 +1,1 @@
+"""The examiner's part: models answer the test set, and what they are worth is written down."""

@@ -1,0 +1,167 @@
+"""The report as Markdown, for a pull request or a model card."""
+
+from __future__ import annotations
+
+from potstill.examine.numbers import estimate, interval, number, p_value, parameters, size
+from potstill.examine.report_verdict import metric_text, role_text
+from potstill.types import Evaluation, Report
+
+MARKUP = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#"})
+ANSWER_CHARACTERS = 300
+
+
+def render_markdown(report: Report) -> str:
+    """The whole report but for its plots; reads the report alone."""
+    parts = [
+        f"# {_safe(report.run)}\n\n{_safe(report.verdict)}",
+        _models(report),
+        _retention(report),
+        _comparisons(report),
+        _gates(report),
+        _data(report),
+        _classes(report),
+        _regressions(report),
+        _list("What this does not show", [_safe(limit) for limit in report.limits]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def metric_names(report: Report) -> list[str]:
+    """All metrics of a report in the order of its table: primary first, speed last."""
+    names = dict.fromkeys([report.primary_metric])
+    for evaluation in report.models.values():
+        names.update(dict.fromkeys(evaluation.metrics))
+    late = (
+        "truncation_rate",
+        "latency",
+        "latency_ratio",
+        "latency.p95",
+        "latency.p99",
+        "tokens_per_second",
+    )
+    last = [name for name in (*late, "memory") if name in names]
+    return [name for name in names if name not in last] + last
+
+
+def _safe(text: object) -> str:
+    """Text that Markdown and a table cell show as it is, on one line."""
+    return " ".join(str(text).split()).translate(MARKUP)
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _list(title: str, lines: list[str]) -> str:
+    return f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
+
+
+def _models(report: Report) -> str:
+    names = metric_names(report)
+    rows = [
+        [_safe(role), _about(found)]
+        + [estimate(found.metrics[name]) if name in found.metrics else "" for name in names]
+        for role, found in report.models.items()
+    ]
+    n = report.task.get("n")
+    caption = f"{n:,} test records. " if isinstance(n, int) else ""
+    return (
+        "## Models\n\n"
+        + _table(["row", "model", *(_safe(metric_text(name)) for name in names)], rows)
+        + f"\n\n{caption}Values with 95 % intervals."
+    )
+
+
+def _about(found: Evaluation) -> str:
+    facts = [found.id, found.format, parameters(found.num_parameters)]
+    facts.append(size(found.disk_bytes) if found.disk_bytes else "")
+    return _safe(", ".join(fact for fact in facts if fact))
+
+
+def _retention(report: Report) -> str:
+    titles = {"of_teacher": "student / teacher", "gap_recovered": "gap closed"}
+    lines = [
+        f"{titles.get(name, name)}: {estimate(found)}"
+        + (f" ({_safe(found.note)})" if found.note else "")
+        for name, found in report.retention.items()
+    ]
+    return _list("What the student keeps of the teacher", lines)
+
+
+def _comparisons(report: Report) -> str:
+    if not report.comparisons:
+        return ""
+    rows = []
+    for c in report.comparisons:
+        unit = "points" if c.metric in ("bleu", "chrf") else ""
+        rows.append(
+            [
+                f"{_safe(c.a)} {chr(0x2212)} {_safe(c.b)}",
+                _safe(metric_text(c.metric)),
+                f"{number(c.difference, unit, sign=True)} "
+                f"{interval(c.low, c.high, unit, sign=True)}",
+                p_value(c.p_holm),
+                c.verdict.replace("_", "-"),
+                _safe(c.note),
+            ]
+        )
+    headings = ["difference of", "metric", "difference", "p (Holm)", "verdict", "note"]
+    return "## Comparisons\n\n" + _table(headings, rows)
+
+
+def _gates(report: Report) -> str:
+    return _list(
+        "Gates",
+        [
+            f"{'passed' if gate['passed'] else 'FAILED'}: {_safe(gate['rule'])} "
+            f"({_safe(gate['found'])})"
+            for gate in report.gates
+        ],
+    )
+
+
+def _data(report: Report) -> str:
+    lines = [
+        f"{name}: {report.data[name]:,}"
+        for name in ("requested", "answered", "accepted")
+        if isinstance(report.data.get(name), int)
+    ]
+    rejected = report.data.get("rejected")
+    if isinstance(rejected, dict):
+        lines += [f"rejected, {_safe(reason)}: {count:,}" for reason, count in rejected.items()]
+    return _list("Training data", lines)
+
+
+def _classes(report: Report) -> str:
+    found = report.models.get("distilled")
+    if found is None or not found.by_class:
+        return ""
+    rows = [
+        [
+            _safe(name),
+            *(estimate(values[key]) for key in ("precision", "recall", "f1")),
+            str(values["recall"].n),
+        ]
+        for name, values in found.by_class.items()
+    ]
+    headings = ["answer", "precision", "recall", "F1", "n"]
+    return "## Classes of the distilled student\n\n" + _table(headings, rows)
+
+
+def _regressions(report: Report) -> str:
+    lines = []
+    for row in report.regressions[:10]:
+        answers = "; ".join(
+            f"{_safe(role_text(role))}: {_cut(text)}" for role, text in row["answers"].items()
+        )
+        lines.append(f"{_safe(row['record_id'])}, right is {_cut(row['reference'])}; {answers}")
+    title = (
+        f"Where the distilled student is wrong and another is right ({report.num_regressions:,})"
+    )
+    return _list(title, lines)
+
+
+def _cut(text: str) -> str:
+    short = text if len(text) <= ANSWER_CHARACTERS else text[:ANSWER_CHARACTERS] + "..."
+    return _safe(short) or "(nothing)"

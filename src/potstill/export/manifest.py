@@ -1,0 +1,127 @@
+"""manifest.json beside every artefact: what it is, what it was made of, how equal it is."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+
+from potstill.errors import ExportError
+from potstill.rundir import content_hash, write_text
+from potstill.types import Noun
+
+NAME = "manifest.json"
+TOOLS = ("potstill", "torch", "transformers", "gguf", "xllamacpp")
+
+
+class File(Noun):
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+class Parity(Noun):
+    """How equal an artefact's predictions are to those of the model it was made of."""
+
+    num_prompts: int
+    num_tokens: int
+    """Predictions compared: every generated token of every prompt."""
+
+    argmax_agreement: float
+    """Share of predictions whose most probable token is the same, in [0, 1]."""
+
+    mean_kl_nats: float
+    """Mean KL(model || artefact) over the artefact's most probable tokens and all others as
+    one; a lower bound of the KL over the whole vocabulary."""
+
+    max_logprob_difference: float
+    """Largest difference of one of those log-probabilities that the model gives 0.001 or
+    more, nats."""
+
+    tokenizer_agreement: float
+    """Share of prompts that the artefact's own tokenizer cuts into the same tokens."""
+
+    limits: dict[str, float]
+    passed: bool
+    engine: str = ""
+
+
+class ExportManifest(Noun):
+    format: str
+    """huggingface or gguf."""
+
+    quant: str
+    """Number format of the matrices."""
+
+    main: str
+    """The artefact's main file, relative to this one."""
+
+    files: tuple[File, ...]
+    source_sha256: str
+    """Hash of the model folder it was made of."""
+
+    tools: dict[str, str]
+    parity: Parity | None = None
+    """None until it was compared with its source."""
+
+
+def write_manifest(
+    folder: Path, *, format: str, quant: str, main: str, source: Path
+) -> ExportManifest:
+    """Hashes all files of a folder and writes its manifest."""
+    files = tuple(
+        File(
+            name=str(path.relative_to(folder)),
+            num_bytes=path.stat().st_size,
+            sha256=_sha256(path),
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != NAME
+    )
+    manifest = ExportManifest(
+        format=format,
+        quant=quant,
+        main=main,
+        files=files,
+        source_sha256=content_hash(source),
+        tools={name: version for name in TOOLS if (version := _version(name))},
+    )
+    _write(folder, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path) -> ExportManifest:
+    """The manifest of an exported folder.
+
+    Raises:
+        ExportError: If there is none, or it cannot be read.
+    """
+    try:
+        tree = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        return ExportManifest.model_validate(tree)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{folder / NAME} cannot be read: {error}; export again") from None
+
+
+def note_parity(folder: Path, parity: Parity) -> ExportManifest:
+    """Adds what the comparison found."""
+    manifest = read_manifest(folder).model_copy(update={"parity": parity})
+    _write(folder, manifest)
+    return manifest
+
+
+def _write(folder: Path, manifest: ExportManifest) -> None:
+    write_text(folder / NAME, manifest.model_dump_json(indent=1) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""The same story, for someone who is not watching: submit, look, wait, cancel, resume."""

@@ -1,0 +1,238 @@
+"""Plain functions for the second half: how good, how fast, how large."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.config import DistillConfig
+from potstill.errors import ConfigError
+from potstill.library.inputs import (
+    Data,
+    Named,
+    opened_model,
+    records_of,
+    ref_of,
+    task_of,
+    wait,
+    working_folder,
+)
+from potstill.protocols import Task
+from potstill.rundir import RunDir
+from potstill.tasks import default_metrics
+from potstill.types import Estimate, Evaluation, Message, Record, Sampling, metric_name
+
+MEASURED = ("latency", "latency.p95", "tokens_per_second", "memory")
+"""Metrics that are measured on single calls, not read from answers."""
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about rain.",
+    "How many days does a leap year have?",
+)
+"""What a model is asked when only its speed is of interest."""
+
+
+def evaluate(
+    model: Named,
+    test_data: Data,
+    metrics: Sequence[str] | None = None,
+    *,
+    task: str | None = None,
+    role: str = "student",
+    sampling: Sampling | None = None,
+    columns: Mapping[str, str] | None = None,
+    batch_size: int = 32,
+    num_latency_calls: int = 30,
+    out_samples: Path | None = None,
+    key: str | None = None,
+    workspace: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Asks a model every record of a test set; `evaluation["accuracy"]` is a number.
+
+    Args:
+        metrics: Names, also those of other tools (bleu_score, inference_time, memory_usage);
+            the task's own by default.
+        sampling: How it answers; greedily, with 512 tokens at most, by default.
+        out_samples: File to keep the answers in; they are not asked again the next time.
+
+    Raises:
+        ConfigError: If a metric is unknown; before anything is asked.
+        DataError: If there are no records.
+    """
+    read, measured = check_metrics(metrics)
+    records = records_of(test_data, task, columns)
+    judge = task_of(task, records)
+    sampling = sampling or Sampling()
+    asked = {"metrics": read or default_metrics(judge, records), "sampling": sampling, "seed": seed}
+    asked |= {"role": role, **_about(model, workspace)}
+    with working_folder(None) as folder:
+        path = out_samples or RunDir(folder).samples(role)
+        found = wait(_ask(model, records, judge, path, batch_size, workspace, key, asked))
+    figures = dict(found.metrics)
+    if any(name != "memory" for name in measured):
+        figures |= _latency(model, records, judge, sampling, num_latency_calls, workspace, key)
+    if "memory" in measured:
+        figures["memory"] = _memory(model, records, workspace)
+    kept = str(out_samples) if out_samples else ""
+    return found.model_copy(update={"metrics": figures, "samples": kept})
+
+
+async def _ask(
+    model: Named,
+    records: Sequence[Record],
+    task: Task,
+    path: Path,
+    batch_size: int,
+    workspace: Mapping[str, Any] | None,
+    key: str | None,
+    asked: Mapping[str, Any],
+) -> Evaluation:
+    from potstill.examine.run import evaluate as evaluate_model
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    async with opened_model(model, batch_size, workspace, key) as opened:
+        return await evaluate_model(
+            opened,
+            records,
+            task,
+            out_samples=path,
+            num_parameters=getattr(opened, "num_parameters", None),
+            setting=getattr(opened, "setting", {}),
+            **asked,
+        )
+
+
+def evaluate_config(
+    config: DistillConfig,
+    place: str,
+    test_data: Path,
+    *,
+    role: str,
+    metrics: Sequence[str] | None,
+    out_samples: Path,
+    workspace: Mapping[str, Any],
+) -> Evaluation:
+    """Evaluates a model of a job the way its pipeline would."""
+    limit = config.evaluate.max_new_tokens or config.generation.max_new_tokens
+    return evaluate(
+        place,
+        test_data,
+        metrics if metrics is not None else config.evaluate.metrics,
+        task=config.task,
+        role=role,
+        columns=config.data.columns,
+        sampling=Sampling(max_new_tokens=limit, stop=config.generation.stop),
+        batch_size=config.evaluate.batch_size,
+        num_latency_calls=max(2, config.evaluate.num_latency_calls),
+        out_samples=out_samples,
+        workspace=workspace,
+        seed=config.evaluate.seed,
+    )
+
+
+def check_metrics(metrics: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Our names of metrics: those read from answers, and those measured on single calls.
+
+    Raises:
+        ConfigError: If one is unknown; with the nearest names.
+    """
+    from potstill.examine.metrics import get_metric
+
+    names = list(dict.fromkeys(metric_name(name) for name in metrics or ()))
+    read = [name for name in names if name not in MEASURED]
+    for name in read:
+        get_metric(name)
+    return read, [name for name in names if name in MEASURED]
+
+
+def evaluate_accuracy(student_model: Named, test_data: Data, **options: Any) -> float:
+    """Share of the test records answered right; `evaluate` tells its interval too."""
+    return evaluate(student_model, test_data, ["accuracy"], **options)["accuracy"]
+
+
+def evaluate_task_performance(student_model: Named, task_data: Data, **options: Any) -> Evaluation:
+    """All of the task's own metrics."""
+    return evaluate(student_model, task_data, **options)
+
+
+def measure_inference_time(
+    student_model: Named,
+    test_data: Data = (),
+    *,
+    num_calls: int = 30,
+    max_new_tokens: int = 64,
+    key: str | None = None,
+    workspace: Mapping[str, Any] | None = None,
+) -> float:
+    """Median seconds of one answer, asked one at a time, on these prompts or a few of ours."""
+    records = records_of(test_data, None) or _own_prompts()
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    judge = task_of(None, records)
+    found = _latency(student_model, records, judge, sampling, num_calls, workspace, key)
+    return float(found["latency"].value or 0.0)
+
+
+def profile_memory_consumption(
+    student_model: Named, *, workspace: Mapping[str, Any] | None = None
+) -> int:
+    """Peak resident bytes of a process with the model that answers one prompt."""
+    return int(_memory(student_model, _own_prompts(), workspace).value or 0)
+
+
+def _about(model: Named, workspace: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What identifies a model in an evaluation, and whether kept answers are still its own."""
+    if hasattr(model, "respond"):
+        return {"format": "", "fingerprint": ""}
+    from potstill.pipeline.context import weights_key
+
+    ref = ref_of(model, workspace)
+    return {"format": ref.kind, "fingerprint": str([ref.kind, weights_key(ref.source)])}
+
+
+def _latency(
+    model: Named,
+    records: Sequence[Record],
+    task: Task,
+    sampling: Sampling,
+    num_calls: int,
+    workspace: Mapping[str, Any] | None,
+    key: str | None,
+) -> dict[str, Estimate]:
+    from potstill.examine.speed import measure_latency
+
+    remote = not hasattr(model, "respond") and ref_of(model, workspace).kind == "endpoint"
+
+    async def ask() -> dict[str, Estimate]:
+        async with opened_model(model, 1, workspace, key) as opened:
+            return await measure_latency(
+                opened,
+                records,
+                task=task,
+                sampling=sampling,
+                num_calls=num_calls,
+                includes_network=remote,
+            )
+
+    return wait(ask())
+
+
+def _memory(
+    model: Named, records: Sequence[Record], workspace: Mapping[str, Any] | None
+) -> Estimate:
+    ref = None if hasattr(model, "respond") else ref_of(model, workspace)
+    if ref is None or ref.kind == "endpoint":
+        raise ConfigError("memory is measured for weights on this machine: a folder or a file")
+    from potstill.examine.memory import memory_of
+    from potstill.models.weights import cached_folder
+
+    return memory_of(cached_folder(ref), records[0].messages[-1].content)
+
+
+def _own_prompts() -> list[Record]:
+    return [
+        Record(id=f"prompt-{i}", messages=(Message(role="user", content=text),))
+        for i, text in enumerate(PROMPTS)
+    ]

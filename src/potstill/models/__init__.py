@@ -1,0 +1,1 @@
+"""Who can be asked: names, weights and endpoints, all behind one `ChatModel`."""

@@ -1,0 +1,161 @@
+"""Batched generation with a key-value cache: prompts in, token ids out.
+
+Shape letters of this file:
+    B  rows that are still being answered
+    T  tokens so far, prompts padded on the left
+    V  vocabulary
+
+Every row has its own temperature, random numbers, length and end, and a row that is
+finished leaves the batch, so one long answer does not make the others wait or compute.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from potstill.types import Sampling
+
+_NUCLEUS = 1024
+"""Tokens sorted at first for nucleus sampling; the whole vocabulary where they are too few."""
+
+
+@dataclass
+class Row:
+    """One prompt being answered."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    is_wanted: Callable[[], bool] = lambda: True
+    """Asked before each token; an answer nobody waits for is dropped."""
+
+    ids: list[int] = field(default_factory=list)
+    """Token ids of the answer, without the end token."""
+
+    num_new_tokens: int = 0
+    """Tokens computed for the answer, the end token counted."""
+
+    finish_reason: Literal["stop", "length"] | None = None
+    text: str = ""
+
+
+@torch.inference_mode()
+def decode(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    end_ids: Collection[int],
+    pad_id: int,
+    context: int | None = None,
+) -> None:
+    """Answers all rows together, filling in their ids, text and finish_reason.
+
+    Each row draws from random numbers of its own seed, so its answer depends on the other
+    rows only as far as rounding inside the matrix products does.
+
+    Args:
+        end_ids: Token ids that end an answer.
+        context: Longest prompt and answer together; None is unlimited.
+    """
+    device = model.device
+    alive = list(rows)
+    generators = {id(row): random.Random(row.sampling.seed) for row in rows}
+    width = max(len(row.prompt) for row in rows)
+    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids_BT[index, width - len(row.prompt) :] = torch.tensor(row.prompt)
+        mask_BT[index, width - len(row.prompt) :] = 1
+    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
+    position_BT = (mask_BT.cumsum(-1) - 1).clamp_min(0)
+    cache = DynamicCache(config=model.config)
+    while True:
+        output = model(
+            input_ids=ids_BT,
+            attention_mask=mask_BT,
+            position_ids=position_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        next_ids = _draw(output.logits[:, -1].float(), alive, generators)
+        for row, token in zip(alive, next_ids, strict=True):
+            _extend(row, token, tokenizer, end_ids, context)
+        keep = [
+            index
+            for index, row in enumerate(alive)
+            if row.finish_reason is None and row.is_wanted()
+        ]
+        if not keep:
+            return
+        ids_BT = torch.tensor([[next_ids[index]] for index in keep], device=device)
+        position_BT = position_BT[:, -1:] + 1
+        if len(keep) < len(alive):
+            chosen = torch.tensor(keep, device=device)
+            cache.batch_select_indices(chosen)
+            mask_BT, position_BT = mask_BT[chosen], position_BT[chosen]
+            alive = [alive[index] for index in keep]
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones((len(alive), 1))], dim=-1)
+
+
+def _extend(
+    row: Row, token: int, tokenizer: Any, end_ids: Collection[int], context: int | None
+) -> None:
+    row.num_new_tokens += 1
+    if token in end_ids:
+        row.finish_reason = "stop"
+    else:
+        row.ids.append(token)
+        full = context is not None and len(row.prompt) + len(row.ids) >= context
+        if full or row.num_new_tokens >= row.sampling.max_new_tokens:
+            row.finish_reason = "length"
+    if row.finish_reason or row.sampling.stop:
+        row.text = tokenizer.decode(
+            row.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        places = [place for stop in row.sampling.stop if (place := row.text.find(stop)) >= 0]
+        if places:
+            row.text, row.finish_reason = row.text[: min(places)], "stop"
+
+
+def _draw(
+    logits_BV: Tensor, rows: Sequence[Row], generators: dict[int, random.Random]
+) -> list[int]:
+    """The next token of every row: the largest logit at temperature 0, else a sample."""
+    drawn: list[int] = logits_BV.argmax(-1).tolist()
+    for index, row in enumerate(rows):
+        sampling = row.sampling
+        if sampling.temperature > 0:
+            probs_V = torch.softmax(logits_BV[index].double() / sampling.temperature, dim=-1)
+            drawn[index] = _sample(probs_V, sampling.top_p, generators[id(row)].random())
+    return drawn
+
+
+def _sample(probs_V: Tensor, top_p: float, uniform: float) -> int:
+    """The token at which the running sum of probabilities passes `uniform`.
+
+    With top_p below 1 only the fewest, most probable tokens that reach it take part.
+
+    Source:
+        Holtzman et al. (2020), "The Curious Case of Neural Text Degeneration", section 3.1.
+        arXiv:1904.09751.
+    """
+    if top_p >= 1:
+        sums_V = probs_V.cumsum(-1)
+        place = torch.searchsorted(sums_V, uniform * sums_V[-1], right=True)
+        return int(place.clamp_max(len(probs_V) - 1))
+    kept, ids = probs_V.topk(min(_NUCLEUS, len(probs_V)))
+    if kept.sum() < top_p:
+        kept, ids = probs_V.sort(descending=True)
+    sums = kept.cumsum(-1)
+    size = int((sums < top_p).sum()) + 1
+    sums = sums[:size]
+    place = torch.searchsorted(sums, uniform * sums[-1], right=True)
+    return int(ids[place.clamp_max(len(sums) - 1)])

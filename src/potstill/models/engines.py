@@ -1,0 +1,170 @@
+"""Starts and stops llama.cpp's server for a GGUF teacher or student, and asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import MissingExtra, TeacherError
+from potstill.models.endpoint import EndpointModel
+from potstill.models.fingerprint import weights_identity
+from potstill.types import Record, Response, Sampling
+
+
+class GgufModel:
+    """A GGUF file behind llama.cpp's server on a loopback port: a `ChatModel`.
+
+    The chat template is the file's own. The server starts here and reads the weights while
+    the caller goes on; it ends with `close`, or with this process.
+
+    Args:
+        context: Longest prompt and answer together, in tokens, of each slot.
+        slots: Answers computed at once.
+        threads: All cores by default.
+
+    Raises:
+        MissingExtra: If xllamacpp is not installed.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        name: str | None = None,
+        context: int = 4096,
+        slots: int = 4,
+        threads: int | None = None,
+        start_seconds: float = 600.0,
+    ):
+        if not has_llama_cpp():
+            raise MissingExtra('running GGUF files needs an extra: pip install "potstill[export]"')
+        self.path = Path(path)
+        self.name = name or self.path.stem
+        self.identity = weights_identity(self.path)
+        self.max_in_flight = 2 * slots
+        self._start_seconds = start_seconds
+        self._threads = threads or _num_cores()
+        self._slots = slots
+        self._context = context
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "potstill.models.llama_server", str(self.path)),
+                *(str(number) for number in (context, slots, self._threads)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        self._endpoint: EndpointModel | None = None
+        self._starting = threading.Lock()
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What its speed is only true for."""
+        return {
+            "engine": "llama.cpp",
+            "threads": self._threads,
+            "batch": self._slots,
+            "context": self._context,
+        }
+
+    async def prepare(self) -> None:
+        """Waits until the server is up.
+
+        Raises:
+            TeacherError: If it ends or says nothing for `start_seconds`.
+        """
+        if self._endpoint is None:
+            await asyncio.to_thread(self._wait_for_address)
+
+    async def respond(
+        self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0
+    ) -> Response:
+        """Answers `record.messages`.
+
+        Raises:
+            TeacherError: If the server ended, or gave up on this prompt.
+        """
+        await self.prepare()
+        assert self._endpoint is not None
+        if self._process.poll() is not None:
+            raise TeacherError(self._why_it_ended())
+        response = await self._endpoint.respond(record, sampling, turn=turn, sample=sample)
+        return response.model_copy(update={"model": self.name})
+
+    def memory_bytes(self) -> int | None:
+        """Most resident memory that the server had so far; None where the system tells none."""
+        with contextlib.suppress(OSError, ValueError):
+            status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+            for line in status.splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return None
+
+    async def close(self) -> None:
+        """Ends the server and frees its memory."""
+        if self._endpoint is not None:
+            await self._endpoint.close()
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it has nothing to save
+        await asyncio.to_thread(self._process.wait)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        if not self._log.closed:
+            self._log.close()
+
+    def _wait_for_address(self) -> None:
+        with self._starting:
+            if self._endpoint is not None:
+                return
+            assert self._process.stdout is not None
+            late = threading.Timer(self._start_seconds, self._process.kill)
+            late.start()
+            try:
+                address = ""
+                for line in self._process.stdout:
+                    text = line.decode("utf-8", "replace").strip()
+                    if text.startswith("http://"):
+                        address = text
+                        break
+            finally:
+                late.cancel()
+            if not address:
+                self._process.wait()
+                raise TeacherError(self._why_it_ended())
+            self._endpoint = EndpointModel(
+                address, self.name, timeout_seconds=3600, max_in_flight=self.max_in_flight
+            )
+
+    def _why_it_ended(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        said = " / ".join(line.strip() for line in lines[-3:]) or "nothing"
+        return (
+            f"llama.cpp's server for {self.path} ended with code {self._process.returncode}; its "
+            f"last words: {said}. Is it a whole GGUF file, and is there memory for it?"
+        )
+
+
+def has_llama_cpp() -> bool:
+    """Whether llama.cpp's server is installed."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

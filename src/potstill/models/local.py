@@ -1,0 +1,310 @@
+"""Weights on this machine as a chat model: answers in batches, and tells its logits.
+
+Shape letters of this file:
+    B  rows        T  tokens        H  hidden size        V  vocabulary
+    N  positions where logits are wanted, over all rows
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.data.render import end_token_ids, render_prompt, vocab_fingerprint
+from potstill.errors import ConfigError, DataError, TeacherError
+from potstill.models.catalog import ModelRef, find_model
+from potstill.models.decode import Row, decode
+from potstill.models.fingerprint import request_fingerprint, weights_identity
+from potstill.models.weights import cached_folder, load_weights
+from potstill.types import Record, Response, Sampling
+
+_LINGER_SECONDS = 0.002
+"""How long a batch that is not full waits for one more prompt."""
+
+_BATCHES_AHEAD = 4
+"""Calls held open for each place in a batch, so that prompts of like length can be put
+together."""
+
+
+@dataclass
+class _Request:
+    record: Record
+    sampling: Sampling
+    turn: int
+    sample: int
+    ids: list[int]
+    answer: concurrent.futures.Future[Response]
+    arrived: float
+
+
+class LocalModel:
+    """A causal language model of this machine: a `WhiteBoxModel`.
+
+    Calls of `respond` that are open at the same time are answered in batches, by a thread of
+    its own; they may come from any event loop.
+
+    Args:
+        source: Folder, GGUF file, hub id or short name, or a `ModelRef`.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 where the machine is fast at it.
+        batch_size: Prompts answered together.
+        device: Where it computes; a GPU where there is one, by default.
+
+    Raises:
+        ConfigError, DataError: As `load_weights`.
+    """
+
+    def __init__(
+        self,
+        source: ModelRef | Path | str,
+        *,
+        name: str | None = None,
+        dtype: str = "auto",
+        batch_size: int = 32,
+        device: str | None = None,
+    ):
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        ref = source if isinstance(source, ModelRef) else find_model(str(source))
+        folder = cached_folder(ref)
+        self.name = name or ref.name
+        self.identity = weights_identity(folder)
+        self.batch_size = batch_size
+        self.max_in_flight = _BATCHES_AHEAD * batch_size
+        model, self.tokenizer = load_weights(ref, dtype=dtype)
+        self._model: Any = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.vocab_fingerprint = vocab_fingerprint(self.tokenizer)
+        self._end_ids = frozenset(
+            end_token_ids(self.tokenizer, getattr(model, "generation_config", None))
+        )
+        text_config = model.config.get_text_config()
+        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self._head_is_checked = False
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._computing = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def num_parameters(self) -> int:
+        """How many weights it has, shared ones counted once."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    @property
+    def dtype(self) -> str:
+        """Number format of the weights."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """Where the weights are: cpu, cuda:0."""
+        return str(self._model.device)
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What its speed is only true for."""
+        return {
+            "engine": "transformers",
+            "dtype": self.dtype,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+            "batch": self.batch_size,
+        }
+
+    async def respond(
+        self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0
+    ) -> Response:
+        """Answers `record.messages`; a prompt that is too long for the model is an error row.
+
+        Raises:
+            TeacherError: If the model was closed, or ran out of memory.
+        """
+        if self._is_closed:
+            raise TeacherError(f"{self.name} was closed and cannot answer")
+        ids = list(render_prompt(self.tokenizer, record.messages))
+        answer: concurrent.futures.Future[Response] = concurrent.futures.Future()
+        request = _Request(record, sampling, turn, sample, ids, answer, time.monotonic())
+        if self.context is not None and len(ids) >= self.context:
+            return self._response(
+                request,
+                finish_reason="error",
+                error=f"too_long: the prompt has {len(ids):,} tokens and {self.name} reads "
+                f"{self.context:,}, prompt and answer together",
+            )
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._work, name=f"potstill-{self.name}", daemon=True
+            )
+            self._thread.start()
+        self._requests.put(request)
+        return await asyncio.wrap_future(answer)
+
+    @torch.inference_mode()
+    def logits(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Next-token logits where `positions_BT` is True: [B, T] to [N, V], float32.
+
+        Only those positions go through the head, so [B, T, V] is never held.
+
+        Args:
+            ids_BT: Token ids; rows are padded on the right, if at all.
+            positions_BT: Bool. The logits at a position are for the token that follows it.
+
+        Raises:
+            DataError: If this architecture changes its logits after the head in a way that is
+                not known here.
+        """
+        with self._computing:
+            if not self._head_is_checked:
+                self._check_head()
+            hidden_BTH = self._hidden(ids_BT.to(self._model.device))
+            return self._head(hidden_BTH[positions_BT.to(hidden_BTH.device)])
+
+    async def close(self) -> None:
+        """Ends the thread and frees the memory; open calls fail with TeacherError."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._requests.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _hidden(self, ids_BT: Tensor) -> Tensor:
+        return self._model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def _head(self, hidden_NH: Tensor) -> Tensor:
+        logits_NV = self._model.get_output_embeddings()(hidden_NH).float()
+        config = self._model.config.get_text_config()
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits_NV = logits_NV * scale
+        if divisor := getattr(config, "logits_scaling", None):  # Granite
+            logits_NV = logits_NV / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+            logits_NV = torch.tanh(logits_NV / cap) * cap
+        return logits_NV
+
+    def _check_head(self) -> None:
+        """Compares backbone and head with the whole model once, on a few tokens."""
+        ids_BT = torch.tensor([[1, 2, 3]], device=self._model.device)
+        whole_NV = self._model(input_ids=ids_BT, use_cache=False).logits[0].float()
+        ours_NV = self._head(self._hidden(ids_BT)[0])
+        largest = float((whole_NV - ours_NV).abs().max())
+        if largest > 0.01 * max(1.0, float(whole_NV.abs().max())):
+            raise DataError(
+                f"{self.name} ({type(self._model).__name__}) changes its logits after the head "
+                f"(by {largest:.3g}), so its probabilities cannot be read; use loss.kind: sft"
+            )
+        self._head_is_checked = True
+
+    def _work(self) -> None:
+        """The thread: gathers open requests into batches of like length until it is closed."""
+        waiting: list[_Request] = []
+        while not self._is_closed:
+            self._gather(waiting)
+            waiting[:] = [request for request in waiting if not request.answer.cancelled()]
+            if waiting and not self._is_closed:
+                self._answer(self._take(waiting))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                request = self._requests.get_nowait()
+                if request is not None:
+                    waiting.append(request)
+        for request in waiting:
+            self._fail(request, TeacherError(f"{self.name} was closed before it answered"))
+
+    def _gather(self, waiting: list[_Request]) -> None:
+        """Moves requests from the queue to `waiting`; blocks while there is none at all."""
+        while True:
+            wait = _LINGER_SECONDS if 0 < len(waiting) < self.batch_size > 1 else None
+            try:
+                is_blocking = not waiting or wait is not None
+                request = self._requests.get(block=is_blocking, timeout=wait)
+            except queue.Empty:
+                return
+            if request is None:
+                return
+            waiting.append(request)
+
+    def _take(self, waiting: list[_Request]) -> list[_Request]:
+        """Removes a batch: the oldest request and those nearest to it in length."""
+        oldest = min(waiting, key=lambda request: request.arrived)
+        waiting.sort(key=lambda request: len(request.ids))
+        start = min(waiting.index(oldest), max(0, len(waiting) - self.batch_size))
+        batch = waiting[start : start + self.batch_size]
+        del waiting[start : start + self.batch_size]
+        return batch
+
+    def _answer(self, batch: list[_Request]) -> None:
+        started = time.perf_counter()
+        rows = [
+            Row(request.ids, request.sampling, is_wanted=self._is_wanted(request))
+            for request in batch
+        ]
+        try:
+            with self._computing:
+                decode(
+                    self._model,
+                    self.tokenizer,
+                    rows,
+                    end_ids=self._end_ids,
+                    pad_id=self.tokenizer.pad_token_id or 0,
+                    context=self.context,
+                )
+        except (RuntimeError, MemoryError) as error:
+            what = f"{self.name} failed on a batch of {len(batch)} prompts: {error}"
+            if "memory" in str(error).lower() or isinstance(error, MemoryError):
+                what += f"; halve generation.batch_size (now {self.batch_size})"
+            for request in batch:
+                self._fail(request, TeacherError(what))
+            return
+        except Exception as error:  # a fault of ours: whoever waits must hear of it
+            for request in batch:
+                self._fail(request, error)
+            return
+        seconds = (time.perf_counter() - started) / len(batch)
+        for request, row in zip(batch, rows, strict=True):
+            if row.finish_reason is None:
+                self._fail(request, TeacherError(f"{self.name} was closed before it answered"))
+                continue
+            response = self._response(
+                request,
+                text=row.text,
+                finish_reason=row.finish_reason,
+                num_new_tokens=row.num_new_tokens,
+                seconds=seconds,
+            )
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                request.answer.set_result(response)  # raises when nobody waits any more
+
+    def _is_wanted(self, request: _Request) -> Any:
+        return lambda: not self._is_closed and not request.answer.cancelled()
+
+    def _fail(self, request: _Request, error: Exception) -> None:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            request.answer.set_exception(error)
+
+    def _response(self, request: _Request, **facts: Any) -> Response:
+        return Response(
+            record_id=request.record.id,
+            turn=request.turn,
+            sample=request.sample,
+            num_prompt_tokens=len(request.ids),
+            model=self.name,
+            fingerprint=request_fingerprint(
+                self.identity, request.record.messages, request.sampling
+            ),
+            **{"text": "", **facts},
+        )

@@ -1,0 +1,142 @@
+"""Speed and memory of the compared models, under conditions that make ratios fair."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.examine.memory import memory_of
+from potstill.examine.speed import interleaved_latency
+from potstill.models.catalog import ModelRef
+from potstill.pipeline.context import Context, wait, weights_key
+from potstill.protocols import ChatModel
+from potstill.types import Estimate, Record, Sampling
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the report: who answers, and where its weights are."""
+
+    role: str
+    ref: ModelRef
+    is_teacher: bool = False
+
+    @property
+    def key(self) -> Any:
+        """What its answers depend on."""
+        return [self.role, self.ref.kind, weights_key(self.ref.source)]
+
+
+Opened = Callable[[Context, Row, int], AbstractAsyncContextManager[ChatModel]]
+
+
+def measure(
+    ctx: Context, rows: list[Row], records: list[Record], opened: Opened, sampling: Sampling
+) -> None:
+    """Times single calls, the models in turn, and each one's memory in a process of its own.
+
+    Models of one shape (same size of weights, same engine) take the same time a token, so
+    one of each shape is measured, the distilled student before its variants, and the others
+    carry its figures with a note.
+    """
+    settings = ctx.config.evaluate
+    shapes = _shapes(rows)
+    chosen = [row for row in rows if shapes[row.role] == row.role]
+
+    async def ask() -> dict[str, Any]:
+        async with contextlib.AsyncExitStack() as stack:
+            models: dict[str, ChatModel] = {}
+            for row in chosen:
+                models[row.role] = await stack.enter_async_context(opened(ctx, row, 1))
+            found = await interleaved_latency(
+                models,
+                records,
+                task=ctx.task,
+                sampling=sampling,
+                num_calls=settings.num_latency_calls,
+                over_network=[row.role for row in chosen if row.ref.kind == "endpoint"],
+                seed=settings.seed,
+                on_progress=ctx.progress("measure"),
+            )
+            engines = {
+                role: model.memory_bytes()
+                for role, model in models.items()
+                if hasattr(model, "memory_bytes")
+            }
+        return {"latency": found.models, "ratios": found.ratios, "engines": engines}
+
+    def work() -> dict[str, Any]:
+        found = wait(ask())
+        memory = _memory(ctx, chosen, records, found["engines"])
+        medians = {role: speeds["latency"].value for role, speeds in found["latency"].items()}
+        shown = ", ".join(f"{role} {seconds:.2f} s" for role, seconds in medians.items())
+        latency, ratios, sizes = {}, {}, {}
+        for role, same in shapes.items():
+            latency[role] = _dumped(found["latency"][same], role, same)
+            if same in found["ratios"]:
+                ratios |= _dumped({role: found["ratios"][same]}, role, same)
+            if same in memory:
+                sizes |= _dumped({role: memory[same]}, role, same)
+        return {
+            "latency": latency,
+            "ratios": ratios,
+            "memory": sizes,
+            "text": f"an answer takes {shown}",
+        }
+
+    inputs = ([row.key for row in rows], ctx.run.test, sampling, settings.num_latency_calls)
+    ctx.stage("measure", inputs, work)
+
+
+def _shapes(rows: list[Row]) -> dict[str, str]:
+    """Role -> the role that is measured for it: its own, or the first one of the same shape."""
+    order = sorted(rows, key=lambda row: row.role not in ("teacher", "distilled"))
+    first: dict[Any, str] = {}
+    found = {}
+    for row in order:
+        shape: Any = row.role
+        if row.ref.kind == "huggingface":
+            from potstill.models.weights import cached_folder
+
+            files = cached_folder(row.ref).glob("*.safetensors")
+            shape = sum(file.stat().st_size for file in files) // 100_000
+        found[row.role] = first.setdefault(shape, row.role)
+    return {row.role: found[row.role] for row in rows}
+
+
+def _memory(
+    ctx: Context, rows: list[Row], records: list[Record], engines: Mapping[str, int]
+) -> dict[str, Estimate]:
+    """Peak memory of one model after the other, each in a fresh process."""
+    found: dict[str, Estimate] = {}
+    for row in rows:
+        ctx.tell("measure", "progress", f"memory of {row.role}", done=0)
+        if row.role in engines:
+            found[row.role] = Estimate(
+                value=engines[row.role],
+                n=1,
+                unit="bytes",
+                higher_is_better=False,
+                note="peak resident memory of the engine's process",
+            )
+        elif row.ref.kind == "huggingface":
+            from potstill.models.weights import cached_folder
+
+            prompt = ctx.task.turns(records[0])[0].messages[-1].content
+            found[row.role] = memory_of(cached_folder(row.ref), prompt)
+    return found
+
+
+def _dumped(found: Mapping[str, Estimate], role: str, measured: str) -> dict[str, Any]:
+    if role != measured:
+        note = f"measured on {measured}, which has the same shape"
+        found = {
+            name: estimate.model_copy(
+                update={"note": "; ".join(part for part in (estimate.note, note) if part)}
+            )
+            for name, estimate in found.items()
+        }
+    return {name: estimate.model_dump(mode="json") for name, estimate in found.items()}

@@ -1,0 +1,93 @@
+"""llama.cpp's server answers for a GGUF file and never outlives who started it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from potstill.errors import TeacherError
+from potstill.models.catalog import find_model
+from potstill.models.engines import GgufModel
+from potstill.types import Message, Record, Sampling
+
+pytest.importorskip("xllamacpp")
+ASK = Record(id="a", messages=(Message(role="user", content="Name three colours."),))
+
+
+@pytest.fixture
+def gguf():
+    try:
+        return find_model("smollm2-135m").source
+    except ImportError:
+        pytest.skip("the package with the weights is not installed")
+
+
+@pytest.mark.slow
+def test_a_file_that_is_no_model_is_named(tmp_path):
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 100)
+
+    async def main():
+        model = GgufModel(file)
+        try:
+            await model.respond(ASK, Sampling())
+        finally:
+            await model.close()
+
+    with pytest.raises(TeacherError, match=r"broken\.gguf ended with code"):
+        asyncio.run(main())
+
+
+@pytest.mark.slow
+def test_a_gguf_file_answers_with_its_own_template_and_says_its_memory(gguf):
+    async def main():
+        model = GgufModel(gguf, name="smol", threads=1)
+        try:
+            sampling = Sampling(max_new_tokens=8)
+            answers = await asyncio.gather(*(model.respond(ASK, sampling) for _ in range(4)))
+            return answers, model.memory_bytes(), model._process
+        finally:
+            await model.close()
+
+    answers, memory, process = asyncio.run(main())
+    assert all(answer.finish_reason == "length" for answer in answers)
+    # The template puts a system turn of its own in front.
+    assert answers[0].num_prompt_tokens > 30 and answers[0].num_new_tokens == 8
+    assert memory > 80e6
+    assert process.poll() is not None
+
+
+@pytest.mark.slow
+def test_the_server_ends_when_its_owner_is_killed(gguf):
+    code = (
+        "import asyncio, sys\n"
+        "from potstill.models.engines import GgufModel\n"
+        f"model = GgufModel({gguf!r}, threads=1)\n"
+        "asyncio.run(model.prepare())\n"
+        "print(model._process.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    pid = int(owner.stdout.readline())
+    os.kill(pid, 0)
+    owner.kill()
+    owner.wait()
+    for _ in range(200):
+        state = _state_of(pid)
+        if state in (None, "Z"):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"the server {pid} is still there: {state}")
+
+
+def _state_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return None

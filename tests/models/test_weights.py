@@ -1,0 +1,76 @@
+"""Weights are read from safe files only, and a GGUF file is converted once."""
+
+import json
+import os
+
+import pytest
+import torch
+from tiny import tiny_llama
+
+from potstill.errors import ConfigError, DataError
+from potstill.models.catalog import find_model
+from potstill.models.weights import cached_folder, load_tokenizer, load_weights, resolve_dtype
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    folder = tiny_llama(tmp_path / "m")
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(DataError, match=r"pytorch_model\.bin.*save_pretrained"):
+        load_weights(folder)
+
+
+def test_code_in_the_models_folder_is_refused(tmp_path):
+    folder = tiny_llama(tmp_path / "m")
+    config = folder / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoModel": "m.X"}})
+    )
+    with pytest.raises(DataError, match="auto_map"):
+        load_weights(folder)
+
+
+def test_cut_weights_are_an_error_of_ours(tmp_path):
+    folder = tiny_llama(tmp_path / "m")
+    file = next(folder.glob("*.safetensors"))
+    os.truncate(file, 1000)
+    with pytest.raises(DataError, match="cannot be read"):
+        load_weights(folder)
+
+
+def test_nothing_is_printed_while_loading(tmp_path, capfd):
+    folder = tiny_llama(tmp_path / "m")
+    capfd.readouterr()
+    model, tokenizer = load_weights(folder, dtype="bfloat16")
+    assert model.dtype == torch.bfloat16 and not model.training
+    assert load_tokenizer(folder).get_vocab() == tokenizer.get_vocab()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_unknown_number_format_is_named():
+    with pytest.raises(ConfigError, match="'int7'"):
+        resolve_dtype("int7")
+
+
+def test_an_endpoint_has_no_weights():
+    with pytest.raises(ConfigError, match="is an endpoint"):
+        cached_folder(find_model("https://h/v1"))
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_converted_once(tmp_path):
+    pytest.importorskip("gguf")
+    try:
+        ref = find_model("smollm2-135m")
+    except ImportError:
+        pytest.skip("the package with the weights is not installed")
+    model, tokenizer = load_weights(ref)
+    assert model.dtype == torch.float32
+    assert tokenizer.chat_template
+    folder = cached_folder(ref)
+    before = (folder / "config.json").stat().st_mtime_ns
+    again, _ = load_weights(ref)
+    assert (folder / "config.json").stat().st_mtime_ns == before
+    for left, right in zip(model.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
