@@ -94,6 +94,11 @@ def print_note(text: str) -> None:
     print(f"note: {clean(text)}", file=sys.stderr)
 
 
+def print_story(text: str) -> None:
+    """What is going to happen, in a few lines of the conversation."""
+    print(f"{clean(text)}", file=sys.stderr)
+
+
 def print_error(text: str) -> None:
     """What went wrong, on standard error."""
     print(f"error: {clean(text)}", file=sys.stderr)

@@ -261,7 +261,8 @@ class EvaluateConfig(Section):
     """Rules that must hold, such as `accuracy >= 0.97 * teacher`; else exit code 3."""
 
     margin: float = Field(0.02, ge=0, lt=1)
-    """How far below the teacher still counts as not inferior, in the metric's unit."""
+    """How far below the teacher still counts as not inferior, as a share of the metric's scale:
+    0.02 is two points in a hundred."""
 
     seed: int = 0
     """Start of the bootstrap's random numbers."""

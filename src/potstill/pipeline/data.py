@@ -117,9 +117,20 @@ def _held_out(ctx: Context, path: Path, dropped: list[Rejection]) -> list[Record
 
 
 def _same_labels(*parts: list[Record]) -> list[list[Record]]:
-    """All parts with the label set of all of them, so that their prompts name the same labels."""
-    labelled = iter(label_records([record for part in parts for record in part]))
-    return [[next(labelled) for _ in part] for part in parts]
+    """All parts with the label set of all of them, so that their prompts name the same labels.
+
+    Only rows whose label set was gathered from their file have one; ready prompts name theirs.
+    """
+    sets = [
+        record.metadata["labels"]
+        for part in parts
+        for record in part
+        if "labels" in record.metadata
+    ]
+    if not sets:
+        return list(parts)
+    labels = sorted({str(label) for known in sets for label in known})
+    return [label_records(part, labels) for part in parts]
 
 
 def _refuse_conflicting_ids(records: list[Record]) -> None:

@@ -69,7 +69,7 @@ def render(run: RunDir) -> dict[str, Any]:
     for name in found.models:
         if run.variant(name).metrics.exists():
             curves[name] = _curve(run.variant(name))
-    write_text(run.report_html, render_html(found, curves=curves))
+    write_text(run.report_html, render_html(found, samples_dir=run.reports, curves=curves))
     return {"text": str(run.report_html)}
 
 
