@@ -127,6 +127,7 @@ def test_a_failed_job_tells_its_error_and_publishes_nothing(client, job_that):
 
 
 def test_evaluating_the_model_of_a_failed_job_raises_its_error(client, job_that, capsys):
+    Path("test.jsonl").touch()
     client.jobs.create_or_update(job_that(error="TeacherError", text="the teacher is away"))
     with pytest.raises(TeacherError, match="the teacher is away"):
         client.models.evaluate("phi-4-mini-distilled", "test.jsonl")

@@ -205,3 +205,20 @@ def test_other_weights_have_another_identity(folder, tmp_path):
     other = tiny_llama(tmp_path / "model", seed=1)
     same = tiny_llama(tmp_path / "same", seed=0)
     assert weights_identity(folder) == weights_identity(same) != weights_identity(other)
+
+
+def test_learned_positions_are_counted_from_the_prompts_own_start(tmp_path):
+    """Rotary positions forgive padding in front; learned ones do not."""
+    from tiny import tiny_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCAB_SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=256,
+        eos_token_id=1, bos_token_id=None, initializer_range=0.5,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tiny_tokenizer(tmp_path)
+    together = ask(tmp_path, Sampling(max_new_tokens=8), batch_size=5)
+    alone = ask(tmp_path, Sampling(max_new_tokens=8), batch_size=1)
+    assert [r.text for r in together] == [r.text for r in alone]

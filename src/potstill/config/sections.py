@@ -100,7 +100,7 @@ class GenerationConfig(Section):
     """Log-probabilities per answer token that an endpoint is asked for."""
 
     max_in_flight: int | Literal["auto"] = "auto"
-    """Requests open at once; `auto` is 20 for an endpoint and the batch size for local weights."""
+    """Requests open at once; `auto` is 20 for an endpoint and four batches for local weights."""
 
     batch_size: int = Field(32, ge=1)
     """Prompts that local weights answer together."""

@@ -96,17 +96,7 @@ def find_workspace(path: Path | str | None = None) -> Workspace:
 
 
 def find_models() -> dict[str, dict[str, Any]]:
-    """Names of models in the nearest workspace file; none, silently, without one."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / FILE_NAME).is_file():
-            return read_workspace(folder / FILE_NAME).models
-    elsewhere = os.environ.get("POTSTILL_CONFIG")
-    return read_workspace(Path(elsewhere)).models if elsewhere else {}
-
-
-def find_models() -> dict[str, dict[str, Any]]:
-    """Models of the nearest workspace file; none without a file.
+    """Names of models in the nearest workspace file; none, silently, without one.
 
     Raises:
         ConfigError: As `find_workspace`.

@@ -59,7 +59,7 @@ async def _dry_call(ctx: Context) -> None:
         ctx.config.teacher, workspace=ctx.workspace, key=ctx.secrets.get("teacher")
     )
     try:
-        await model.dry_call()
+        await model.dry_call(top_logprobs=ctx.config.generation.logprobs)
     finally:
         await model.close()
 

@@ -88,7 +88,7 @@ def check(ctx: Context) -> None:
     )
 
     def work() -> dict[str, Any]:
-        checks = build_checks(config.checks, ctx.task)
+        checks = build_checks(config.checks, ctx.task, config=config.generation)
         rejections: list[Rejection] = []
         counts: dict[str, int] = {}
         outputs = {"train": run.accepted, "validation": run.accepted_validation}
