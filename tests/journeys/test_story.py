@@ -1,0 +1,120 @@
+"""The whole story on tiny models: probabilities, a cut student, variants, GGUF, resuming."""
+
+import json
+
+import pytest
+import yaml
+
+from potstill.config import load_config
+from potstill.errors import ConfigError, DataError, VocabMismatch
+from potstill.pipeline import distill
+from potstill.rundir import RunDir
+
+pytestmark = pytest.mark.journey
+COLOURS = ("red", "blue", "green", "white")
+THINGS = ("cup", "hat", "box", "pen", "bag", "mat", "jar", "fan", "rug", "tap")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, teach_tiny):
+    """A folder with data, a config and a teacher of four layers that knows the answers."""
+    from tiny import tiny_llama
+
+    folder = tmp_path_factory.mktemp("story")
+    rows = [
+        {"id": f"{colour}-{thing}", "question": f"the {colour} {thing}", "answer": f"{thing}"}
+        for colour in COLOURS
+        for thing in THINGS
+    ]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (folder / "train.jsonl").write_text("".join(lines))
+    teacher = teach_tiny(folder / "train.jsonl", "qa", steps=60)
+    tree = {
+        "name": "story",
+        "task": "qa",
+        "teacher": str(teacher),
+        "student": {"prune": {"from": str(tiny_llama(folder / "base", layers=4)), "layers": 2}},
+        "train_data": "train.jsonl",
+        "data": {"validation": 0.2, "test": 0.3},
+        "generation": {"temperature": 0, "max_new_tokens": 12, "pilot": 0},
+        "checks": ["finished"],
+        "loss": {"kind": "forward_kl", "temperature": 2.0, "targets": {"k": 8}},
+        "train": {"max_steps": 8, "learning_rate": 0.01, "batch_size": 8, "precision": "fp32"},
+        "evaluate": {
+            "baselines": ["untouched", "gold_few", "text"],
+            "num_few": 4,
+            "num_latency_calls": 3,
+        },
+        "export": ["gguf:f32"],
+    }
+    (folder / "distill.yaml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def told(place, overrides=(), run="run"):
+    """Runs the config; returns the report, the run folder and what was done or skipped."""
+    events = []
+    folder = RunDir(place / run)
+    config = load_config(place / "distill.yaml", overrides)
+    report = distill(config, folder, on_event=events.append)
+    return report, folder, {e.stage: e.kind for e in events if e.kind in ("done", "skipped")}
+
+
+def test_every_row_is_in_the_report_and_a_second_run_does_nothing(place):
+    report, run, kinds = told(place)
+    assert set(kinds.values()) == {"done"}
+    rows = {"teacher", "untouched", "gold_few", "text", "distilled", "gguf:f32"}
+    assert rows <= set(report.models)
+    assert report.models["distilled"].num_parameters < report.models["teacher"].num_parameters
+    assert all(report.models[role].metrics["latency"].value > 0 for role in rows)
+    assert report.models["gguf:f32"]["accuracy"] == report.models["distilled"]["accuracy"]
+    lines = run.metrics.read_text().splitlines()
+    assert "train/forward_kl_nats" in json.loads(lines[-1]) or "train/forward_kl_nats" in lines[0]
+
+    again, _, kinds = told(place)
+    assert set(kinds.values()) == {"skipped"}
+    assert again == report
+
+
+def test_a_change_repeats_only_what_depends_on_it(place):
+    told(place)
+    _, _, kinds = told(place, ["evaluate.margin=0.05"])
+    assert kinds["train"] == "skipped"
+    assert kinds["evaluate-distilled"] == "skipped"
+    assert kinds["compare"] == "done"
+    _, _, kinds = told(place, ["train.max_steps=9"])
+    assert (kinds["teach"], kinds["score"]) == ("skipped", "skipped")
+    assert (kinds["train"], kinds["export-gguf:f32"]) == ("done", "done")
+    assert kinds["evaluate-teacher"] == "skipped"
+    assert kinds["evaluate-distilled"] == "done"
+
+
+def test_a_stage_alone_runs_what_stands_before_it(place):
+    config = load_config(place / "distill.yaml")
+    run = RunDir(place / "partly")
+    assert distill(config, run, stop_after="check") is None
+    assert run.accepted.exists()
+    assert not run.model.exists()
+    with pytest.raises(ConfigError, match="no stage is called 'chekc'"):
+        distill(config, run, stop_after="chekc")
+
+
+def test_probabilities_over_another_vocabulary_are_refused_before_anything_runs(place, tmp_path):
+    from tiny import tiny_llama
+    from transformers import AutoTokenizer
+
+    other = tiny_llama(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(other)
+    config = load_config(place / "distill.yaml", [f"student={other}"])
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(VocabMismatch, match="use loss.kind: sft"):
+        distill(config, run)
+    assert not run.records.exists()
+
+
+def test_a_test_file_that_is_the_training_file_is_refused(place, tmp_path):
+    config = load_config(place / "distill.yaml", [f"data.test={place / 'train.jsonl'}"])
+    with pytest.raises(DataError, match="no training records are left"):
+        distill(config, RunDir(tmp_path / "run"))
