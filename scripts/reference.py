@@ -3,12 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer.main
-from click import Command, Context, Group
 
 from potstill.cli import app
-from potstill.config import DistillConfig, config_keys, json_schema
+from potstill.config import DistillConfig, Section, config_keys, json_schema
 from potstill.models.catalog import list_models
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
@@ -38,14 +38,14 @@ def default_of(key: str) -> str:
     fields = DistillConfig.model_fields
     for parent in parents:
         owner = fields[parent].default
-        if not hasattr(owner, "model_fields"):
+        if not isinstance(owner, Section):
             return ""
         fields = type(owner).model_fields
     field = fields.get(last)
     if field is None or field.is_required():
         return ""
     value = field.default
-    if hasattr(value, "model_fields"):
+    if isinstance(value, Section):
         return ""
     text = json.dumps(value, default=str) if not isinstance(value, str) else value
     return f"`{text}`"
@@ -56,30 +56,31 @@ def command_page() -> str:
         "# Commands",
         "",
         "Standard output is the answer, standard error the conversation. Exit codes: 0 done, 1 the",
-        "work failed, 2 the question was wrong, 3 a quality gate was not met. This page is",
-        "generated: `make golden`.",
+        "work failed, 2 the question was wrong, 3 a quality gate was not met, 128+n ended by signal",
+        "n. This page is generated: `make golden`.",
         "",
     ]
     for name, command in commands(typer.main.get_command(app), "potstill"):
-        context = Context(command, info_name=name)
+        context = command.context_class(command, info_name=name)
         lines += [f"## {name}", "", (command.help or "").strip(), "", "```"]
         lines += [line.rstrip() for line in usage(command, context)]
         lines += ["```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def usage(command: Command, context: Context) -> list[str]:
+def usage(command: Any, context: Any) -> list[str]:
     arguments = " ".join(command.collect_usage_pieces(context))
     rows = [f"{context.info_name} {arguments}"]
     for parameter in command.get_params(context):
-        record = parameter.get_help_record(context) if parameter.param_type_name == "option" else None
+        is_option = parameter.param_type_name == "option"
+        record = parameter.get_help_record(context) if is_option else None
         if record:
             rows.append(f"  {record[0]:<28} {record[1]}")
     return rows
 
 
-def commands(command: Command, name: str) -> list[tuple[str, Command]]:
-    if not isinstance(command, Group):
+def commands(command: Any, name: str) -> list[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
         return [(name, command)]
     found = []
     for child in command.commands.values():
@@ -100,8 +101,9 @@ def catalogue_page() -> str:
     for ref in list_models():
         size = f"{ref.parameters / 1e9:.3g}B" if ref.parameters else "not published"
         context = f"{ref.context:,}" if ref.context else ""
+        terms = ": ".join(part for part in (ref.terms.train_on_outputs, ref.terms.note) if part)
         lines.append(
-            f"| `{ref.name}` | {ref.source} | {size} | {context} | {ref.licence} | {ref.terms} |"
+            f"| `{ref.name}` | {ref.source} | {size} | {context} | {ref.licence} | {terms} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 
-
 PAGES = Path(__file__).parent.parent / "docs"
 
 
@@ -16,5 +15,3 @@ def blocks(page: Path) -> dict[str, str]:
         language, _, text = part.partition("\n")
         found[language.strip()] = text
     return found
-
-

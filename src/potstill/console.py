@@ -337,7 +337,7 @@ class Watch:
             loss += f", T = {config.loss.temperature:g}"
         parts = [
             config.name,
-            f"{config.teacher.place} -> {config.student.place}",
+            f"{_short(config.teacher.place)} -> {_short(config.student.place)}",
             loss,
             str(folder.path),
         ]
@@ -353,3 +353,8 @@ class Watch:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
+
+
+def _short(place: str) -> str:
+    """A model's place for a line: the folder's own name for a path."""
+    return place if "://" in place else place.rstrip("/").rpartition("/")[2]

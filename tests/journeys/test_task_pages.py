@@ -23,8 +23,13 @@ def test_the_example_of_the_page_distils(task, tmp_path, teach_tiny):
         "deepseek-v3": {"source": str(teach_tiny(data, task))},
         "phi-4-mini": {"source": str(tiny_llama(tmp_path / "student"))},
     }
-    small = ["train.max_steps=4", "train.learning_rate=0.01", "evaluate.num_latency_calls=0",
-             "generation.pilot=0", "evaluate.max_new_tokens=32"]
+    small = [
+        "train.max_steps=4",
+        "train.learning_rate=0.01",
+        "evaluate.num_latency_calls=0",
+        "generation.pilot=0",
+        "evaluate.max_new_tokens=32",
+    ]
     run = RunDir(tmp_path / "run")
     report = distill(load_config(tmp_path / "distill.yaml", small), run, workspace=workspace)
 

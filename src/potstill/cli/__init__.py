@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from potstill import console
@@ -25,24 +25,31 @@ jobs.add_to(app)
 look.add_to(app)
 
 
+# typer brings its own click, so its exceptions are reached through the ones it exports.
+UsageError: Any = typer.BadParameter.__base__
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `potstill` command; ends the process with the command's exit code."""
     command = typer.main.get_command(app)
 
     def work() -> None:
-        command.main(args=arguments, prog_name="potstill", standalone_mode=False)
+        try:
+            command.main(args=arguments, prog_name="potstill", standalone_mode=False)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+        except UsageError as error:
+            _explain(error)
+            sys.exit(2)
 
-    try:
-        code = ended(work)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        console.print_error(error.format_message())
-        code = 2
-    sys.exit(code)
+    sys.exit(ended(work))
 
 
-if __name__ == "__main__":
-    main()
+def _explain(error: Any) -> None:
+    """A usage error with the way out; the whole help where no command was given."""
+    where = error.ctx.command_path if error.ctx else "potstill"
+    text = error.format_message()
+    if text.startswith("Usage:"):
+        console.print_story(text)
+    else:
+        console.print_error(f"{text.rstrip('.')}; see {where} --help")

@@ -31,6 +31,9 @@ FIELDS = ("intent", "item", "days", "urgency")
 SKELETON_SHARES = {"gold": 17, "pool": 20, "validation": 3, "test": 12}
 """How the skeletons of each intent are dealt out; in the proportion of these numbers."""
 
+WHOLE_SHARE = 0.25
+"""The share of messages written in one piece; the others join a context and a request."""
+
 MODIFIERS = tuple(
     """amber antique apricot ash bamboo beige black blue brass bronze canvas ceramic charcoal cherry
     classic compact copper coral cork cotton cream crimson crystal curved deluxe ebony enamel felt
@@ -115,12 +118,11 @@ def tickets(
             f"num_few must be <= num_gold, since the few rows are some of them; got {num_few} and {num_gold}"
         )
     rng = random.Random(f"potstill tickets {seed}")
-    skeletons = _deal_skeletons(rng)
+    wording = _deal_wording(rng)
     items = _deal_items(rng)
-    tones = _deal_tones(rng)
     sizes = {"gold": num_gold, "pool": num_pool, "validation": num_validation, "test": num_test}
     rows = {
-        split: _rows(rng, split, size, skeletons[split], items[split], tones[split])
+        split: _rows(rng, split, size, wording[split], items[split])
         for split, size in sizes.items()
     }
     _check_disjoint(rows)
@@ -175,39 +177,46 @@ def field_accuracy(texts: Sequence[str], references: Sequence[str]) -> dict[str,
 
 
 def read_skeletons() -> dict[str, list[str]]:
-    """The hand-written file: messages under their intent, sentences of tone under `urgent+` and so on.
+    """The hand-written file by key: whole messages under their intent, and sentences to combine.
 
     Raises:
         DataError: If a line has an unknown key, or a message lacks its two slots.
     """
     source = resources.files("potstill.demo").joinpath("skeletons.txt").read_text(encoding="utf-8")
-    found: dict[str, list[str]] = {key: [] for key in (*INTENTS, *(f"{u}+" for u in URGENCIES))}
+    sentences = (f"{name}+" for name in (*INTENTS, *URGENCIES))
+    found: dict[str, list[str]] = {key: [] for key in (*INTENTS, "context", *sentences)}
     for number, line in enumerate(source.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         key, _, text = line.partition(": ")
         if key not in found:
+            raise DataError(f"skeletons.txt:{number}: unknown key {key!r}; it has: {', '.join(found)}")
+        wanted = (0, 0) if key.endswith("+") else (1, 1)
+        if (text.count("{item}"), text.count("{dur}")) != wanted:
             raise DataError(
-                f"skeletons.txt:{number}: unknown key {key!r}; it has: {', '.join(found)}"
-            )
-        if key in INTENTS and (text.count("{item}"), text.count("{dur}")) != (1, 1):
-            raise DataError(
-                f"skeletons.txt:{number}: a message needs {{item}} and {{dur}} once each"
+                f"skeletons.txt:{number}: {{item}} and {{dur}} must both be in a message or context, once"
             )
         found[key].append(text)
     return found
 
 
-def _deal_skeletons(rng: random.Random) -> dict[str, dict[str, list[str]]]:
-    """Split -> intent -> its skeletons; each skeleton in one split."""
+def _deal_wording(rng: random.Random) -> dict[str, dict[str, list[str]]]:
+    """Split -> key of the file -> its texts; each text in one split, but for most tones.
+
+    A sixth of the sentences of tone is only in validation and test, the others are everywhere.
+    """
     written = read_skeletons()
     dealt: dict[str, dict[str, list[str]]] = {split: {} for split in SKELETON_SHARES}
-    for intent in INTENTS:
-        texts = rng.sample(written[intent], len(written[intent]))
-        for split, part in zip(
-            SKELETON_SHARES, _cut(texts, list(SKELETON_SHARES.values())), strict=True
-        ):
-            dealt[split][intent] = part
+    tones = {f"{urgency}+" for urgency in URGENCIES}
+    for key, lines in written.items():
+        texts = rng.sample(lines, len(lines))
+        if key in tones:
+            known = texts[len(texts) // 6 :]
+            parts = [known, known, texts, texts]
+        else:
+            parts = _cut(texts, list(SKELETON_SHARES.values()))
+        for split, part in zip(dealt, parts, strict=True):
+            dealt[split][key] = part
     return dealt
 
 
@@ -240,27 +249,10 @@ def _mixed(items: list[str], known: set[str]) -> list[str]:
     return old[:count] + new[:count]
 
 
-def _deal_tones(rng: random.Random) -> dict[str, dict[str, list[str]]]:
-    """Split -> urgency -> sentences; a quarter of them only in validation and test."""
-    written = read_skeletons()
-    dealt: dict[str, dict[str, list[str]]] = {split: {} for split in SKELETON_SHARES}
-    for urgency in URGENCIES:
-        texts = rng.sample(written[f"{urgency}+"], len(written[f"{urgency}+"]))
-        known = texts[len(texts) // 6 :]
-        for split in dealt:
-            dealt[split][urgency] = known if split in ("gold", "pool") else texts
-    return dealt
-
-
 def _rows(
-    rng: random.Random,
-    split: str,
-    size: int,
-    skeletons: dict[str, list[str]],
-    items: list[str],
-    tones: dict[str, list[str]],
+    rng: random.Random, split: str, size: int, wording: dict[str, list[str]], items: list[str]
 ) -> list[dict[str, Any]]:
-    """Rows that go round the intents, and within an intent round its skeletons."""
+    """Rows that go round the intents, and within an intent round its wordings."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     times = durations()
@@ -268,18 +260,18 @@ def _rows(
     converted = [time for time in times if not time.endswith("days")]
     while len(rows) < size:
         intent = INTENTS[len(rows) % len(INTENTS)]
-        texts = skeletons[intent]
-        skeleton = texts[len(rows) // len(INTENTS) % len(texts)]
+        turn = len(rows) // len(INTENTS)
+        is_whole = rng.random() < WHOLE_SHARE
+        texts = wording[intent] if is_whole else wording[f"{intent}+"]
+        skeleton = texts[turn % len(texts)]
+        context = None if is_whole else rng.choice(wording["context"])
         time = rng.choice(plain if rng.random() < 0.5 else converted)
         urgency = rng.choice(URGENCIES)
-        fields = {
-            "intent": intent,
-            "item": rng.choice(items),
-            "days": times[time],
-            "urgency": urgency,
-        }
-        tone = rng.choice(tones[urgency]) if urgency == "urgent" or rng.random() < 0.6 else None
-        message = _message(rng, skeleton, fields["item"], time, tone)
+        fields = {"intent": intent, "item": rng.choice(items), "days": times[time], "urgency": urgency}
+        has_tone = urgency == "urgent" or rng.random() < 0.6
+        tone = rng.choice(wording[f"{urgency}+"]) if has_tone else None
+        text = skeleton if context is None else _combined(rng, context, skeleton)
+        message = _message(rng, text, fields["item"], time, tone)
         if message in seen:
             continue
         seen.add(message)
@@ -291,19 +283,29 @@ def _rows(
                     {"role": "user", "content": message},
                 ],
                 "reference": format_ticket(fields),
-                "metadata": {**fields, "skeleton": skeleton},
+                "metadata": {**fields, "skeleton": skeleton, "context": context},
             }
         )
     return rows
+
+
+def _combined(rng: random.Random, context: str, request: str) -> str:
+    """A context and a request in either order, as one message."""
+    first, second = (request, context) if rng.random() < 0.35 else (context, request)
+    return f"{_ended(first)} {second}"
+
+
+def _ended(text: str) -> str:
+    """The text with a mark at its end that something may follow."""
+    return text if text.endswith((".", "!", "?", ":")) else text + "."
 
 
 def _message(rng: random.Random, skeleton: str, item: str, time: str, tone: str | None) -> str:
     """One customer's message: skeleton, tone before or after, greeting, and a careless hand."""
     text = _misspell(rng, skeleton) if rng.random() < 0.15 else skeleton
     if tone is not None:
-        if not text.endswith((".", "!", "?")):
-            text += "."
-        text = f"{tone} {text}" if rng.random() < 0.3 and "{name}" not in tone else f"{text} {tone}"
+        is_first = rng.random() < 0.3 and "{name}" not in tone
+        text = f"{_ended(tone)} {text}" if is_first else f"{_ended(text)} {tone}"
     if rng.random() < 0.15 and not text.startswith(("Hi", "Hello", "hi ", "hello", "Dear")):
         text = f"{rng.choice(GREETINGS)} {text}"
     slots = {"item": item, "dur": time, "num": str(rng.choice((2, 3, 4, 5, 6, 8, 15, 20, 25, 40)))}
@@ -337,10 +339,11 @@ def _cut(texts: list[str], shares: list[int]) -> list[list[str]]:
 
 
 def _check_disjoint(rows: dict[str, list[dict[str, Any]]]) -> None:
-    """No skeleton, item or message of one split is in another."""
-    for key in ("skeleton", "item", "message"):
+    """No skeleton, context, item or message of one split is in another."""
+    for key in ("skeleton", "context", "item", "message"):
         seen: dict[str, str] = {}
         for split, members in rows.items():
             for row in members:
                 value = row["messages"][-1]["content"] if key == "message" else row["metadata"][key]
-                assert seen.setdefault(value, split) == split, (key, value, split, seen[value])
+                if value is not None:
+                    assert seen.setdefault(value, split) == split, (key, value, split, seen[value])

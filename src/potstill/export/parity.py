@@ -5,7 +5,7 @@ have said at the same places. So every prediction is compared on an equal prefix
 early difference does not make all that follows incomparable.
 
 Shape letters of this file:
-    T  tokens of prompt and answer     V  vocabulary
+    B  1     T  tokens of prompt and answer, or of the answer alone     V  vocabulary
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def compare(
         same_tokens += tuple(ids) == continuation.prompt_ids
         said = [step.token for step in continuation.steps]
         runs_on |= any(token in ends for token in said[:-1])
-        row_T = torch.tensor([[*ids, *said]])
-        logprobs_TV = model(row_T).logits[0, len(ids) - 1 : -1].float().log_softmax(-1)
+        row_BT = torch.tensor([[*ids, *said]])
+        logits_TV = model(row_BT, logits_to_keep=len(said) + 1).logits[0, :-1]
+        logprobs_TV = logits_TV.float().log_softmax(-1)
         for own_V, step in zip(logprobs_TV, continuation.steps, strict=True):
             num_tokens += 1
             agree += int(own_V.argmax()) == step.token
