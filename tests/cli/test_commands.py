@@ -93,7 +93,14 @@ def test_a_run_stopped_by_a_signal_goes_on_with_the_same_command(number, tmp_pat
     metrics = tmp_path / "runs" / "stop" / "metrics.jsonl"
     command = [sys.executable, "-m", "potstill.cli", "train", "distill.yaml"]
     there = {"cwd": tmp_path, "env": dict(os.environ), "text": True}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **there)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell without job control starts background processes deaf to SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **there,
+    )
     deadline = time.monotonic() + 120
     while _steps(metrics) < 5 and process.poll() is None:
         assert time.monotonic() < deadline
