@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -35,12 +36,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     def work() -> None:
         try:
-            command.main(args=arguments, prog_name="potstill", standalone_mode=False)
+            code = command.main(args=arguments, prog_name="potstill", standalone_mode=False)
         except typer.Abort:
             raise KeyboardInterrupt from None
         except UsageError as error:
             _explain(error)
             sys.exit(2)
+        if code == 128 + signal.SIGINT:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
 
     sys.exit(ended(work))
 
