@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill.config import load_config
+from potstill.config import LossConfig, TrainConfig, load_config
 from potstill.data.load import load_dataset
-from potstill.data.render import render
+from potstill.data.render import Rendered, render
 from potstill.demo.grading import EXPLAINED
 from potstill.demo.recipe import FAST, FULL, Recipe, config_tree, teacher_training
 from potstill.demo.tickets import tickets
 from potstill.models.catalog import find_model
 from potstill.pipeline import Event, distill
 from potstill.rundir import RunDir, content_hash, write_text
+from potstill.tasks import get_task
 from potstill.types import Report
 
 SPLITS = ("gold", "pool", "validation", "test")
@@ -60,7 +61,8 @@ def demo(
     _write_data(inputs, recipe, seed, plain_teacher=teacher is None, tell=tell)
     own = teacher
     if own is None:
-        own = {"source": str(_tune_teacher(inputs, recipe, seed, student, tell))}
+        train = teacher_training(recipe, seed)
+        own = {"source": str(tune_teacher(inputs, student or recipe.base, train, tell=tell))}
     tree = config_tree(recipe, seed=seed, teacher=own, student=student, gold_all=gold_all)
     path = folder / "distill.yaml"
     text = _yaml(tree)
@@ -107,35 +109,35 @@ def _explained(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "messages": [{"role": "system", "content": EXPLAINED}, *message]}
 
 
-def _tune_teacher(
+def tune_teacher(
     inputs: RunDir,
-    recipe: Recipe,
-    seed: int,
-    student: str | None,
+    base: str,
+    train: TrainConfig,
+    *,
+    task: str = "conversation",
     tell: Callable[[Event], None],
 ) -> Path:
-    """Tunes the teacher on the gold rows; its folder is `inputs/model`."""
-    base = find_model(student or recipe.base)
-    train = teacher_training(recipe, seed)
+    """Tunes a model on `gold.jsonl` beside `validation.jsonl`; returns its folder, `model/`.
+
+    Done once for the same data and settings; an interrupted tuning goes on.
+    """
+    ref = find_model(base)
     gold, validation = inputs.path / "gold.jsonl", inputs.path / "validation.jsonl"
-    key = content_hash(train, base.source, gold, validation)
+    key = content_hash(train, ref.source, gold, validation)
     if inputs.is_done("teacher", key):
         text = inputs.facts("teacher").get("text", "")
         tell(Event(stage="teacher", kind="skipped", text=text))
         return inputs.model
-    from potstill.config import LossConfig
     from potstill.models.weights import load_weights
     from potstill.train.loop import fine_tune_student
 
     started = time.monotonic()
-    tell(Event(stage="teacher", kind="start", text="reading SmolLM2-135M-Instruct"))
-    model, tokenizer = load_weights(base)
-    rows, held_out = (
-        [render(tokenizer, record.messages, record.reference or "") for record in records]
-        for records in (load_dataset(gold), load_dataset(validation))
-    )
+    tell(Event(stage="teacher", kind="start"))
+    tell(Event(stage="teacher", kind="progress", done=0, text=f"reading {ref.name}"))
+    model, tokenizer = load_weights(ref)
+    rows, held_out = (_rendered(file, task, tokenizer, train) for file in (gold, validation))
 
-    def progress(done: int, total: int, figures: dict[str, float]) -> None:
+    def progress(done: int, total: int, figures: Mapping[str, float]) -> None:
         loss = figures.get("train/loss_nats")
         text = "" if loss is None else f"loss {loss:.3f}"
         tell(Event(stage="teacher", kind="progress", done=done, total=total, text=text))
@@ -143,16 +145,27 @@ def _tune_teacher(
     result = fine_tune_student(
         model,
         tokenizer,
-        [row for row in rows if row],
-        [row for row in held_out if row],
+        rows,
+        held_out,
         loss=LossConfig(kind="sft"),
         train=train,
         targets=None,
         out=inputs,
         on_progress=progress,
     )
-    text = f"tuned here on {len(rows):,} gold rows in {result.steps:,} steps"
-    inputs.mark_done("teacher", key, text=text, **result.model_dump())
+    text = f"{ref.name} tuned here on {len(rows):,} gold rows in {result.steps:,} steps"
+    inputs.mark_done("teacher", key, **{**result.model_dump(), "text": text})
     seconds = time.monotonic() - started
     tell(Event(stage="teacher", kind="done", text=text, seconds=seconds))
     return inputs.model
+
+
+def _rendered(file: Path, task_name: str, tokenizer: Any, train: TrainConfig) -> list[Rendered]:
+    task = get_task(task_name)
+    rows = [
+        render(tokenizer, turn.messages, turn.reference, max_tokens=train.max_tokens)
+        for record in load_dataset(file, task=task_name)
+        for turn in task.turns(record)
+        if turn.reference is not None
+    ]
+    return [row for row in rows if row is not None]
