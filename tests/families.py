@@ -209,6 +209,13 @@ def templated_tokenizer(template: str) -> Any:
         | ({"bos_token": kind.bos} if kind.bos else {})
     )
     tokenizer.chat_template = kind.text
+    if kind.bos:
+        # As Gemma's own: it puts <bos> before every text, and its template writes one as well.
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{kind.bos} $A", special_tokens=[(kind.bos, tokenizer.bos_token_id)]
+        )
     return tokenizer
 
 
@@ -240,5 +247,36 @@ def tiny_family(path: Path, name: str, *, seed: int = 0, **changes: Any) -> Path
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def tiny_gemma_with_eyes(path: Path) -> Path:
+    """Saves a Gemma 3 that reads pictures as well, as those from 4B upwards do."""
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = templated_tokenizer("gemma")
+    text = {
+        **SMALL,
+        **FAMILIES["gemma3"].settings(),
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 20,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    tokens = {"image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Gemma3ForConditionalGeneration(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

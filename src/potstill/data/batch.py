@@ -5,7 +5,7 @@ Shape letters of this file:
     T  positions: the longest sequence of the batch
 """
 
-# ruff: noqa: N815  (shape letters are capitals, in fields too)
+
 
 from __future__ import annotations
 

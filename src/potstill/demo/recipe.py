@@ -7,8 +7,9 @@ from typing import Any
 
 from potstill.config import TrainConfig
 
-KEPT_LAYERS = (0, 2, 4, 6, 8, 10, 13, 15, 17, 19, 21, 24, 26, 29)
-"""Which of the 30 layers the student keeps."""
+KEPT_LAYERS = (0, 1, 2, 8, 10, 11, 15, 20, 22, 23, 24, 27, 28, 29)
+"""Which of the 30 layers the student keeps. Found once, on the untouched base model and a dozen
+gold rows: the layer whose removal raises the loss least goes, sixteen times."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Recipe:
 
 
 FULL = Recipe(
-    sizes={"num_gold": 480, "num_few": 48, "num_pool": 960, "num_validation": 64, "num_test": 400},
-    teacher_steps=70,
-    student_steps=100,
+    sizes={"num_gold": 480, "num_few": 48, "num_pool": 520, "num_validation": 32, "num_test": 300},
+    teacher_steps=50,
+    student_steps=90,
 )
 FAST = Recipe(
     sizes={"num_gold": 64, "num_few": 16, "num_pool": 64, "num_validation": 16, "num_test": 60},
@@ -44,8 +45,10 @@ def teacher_training(recipe: Recipe, seed: int) -> TrainConfig:
         batch_size=8,
         max_tokens=256,
         freeze_embeddings=True,
+        freeze_layers=10,
         precision="bf16",
         early_stopping=False,
+        eval_steps=recipe.teacher_steps,
         weight_decay=0.0,
         warmup=0.07,
         seed=seed,
@@ -74,7 +77,7 @@ def config_tree(
         "student": {"prune": {"from": student or recipe.base, "layers": list(recipe.layers)}},
         "train_data": "inputs/pool.jsonl",
         "data": {"validation": "inputs/validation.jsonl", "test": "inputs/test.jsonl"},
-        "generation": {"temperature": 0.0, "max_new_tokens": 24, "batch_size": 128, "seed": seed},
+        "generation": {"temperature": 0.0, "max_new_tokens": 20, "batch_size": 128, "seed": seed},
         "checks": ["finished", "potstill.demo.grading:is_ticket"],
         "loss": {
             "kind": "sft" if is_remote else "forward_kl",
@@ -83,26 +86,28 @@ def config_tree(
             "targets": {"k": 16},
         },
         "train": {
-            "learning_rate": 5e-4,
+            "learning_rate": 1e-3,
             "max_steps": recipe.student_steps,
             "batch_size": 8,
             "max_tokens": 256,
             "freeze_embeddings": True,
+            "freeze_layers": 2,
             "precision": "bf16",
             "weight_decay": 0.0,
             "warmup": 0.05,
             "early_stopping": False,
+            "eval_steps": max(1, recipe.student_steps // 2),
             "seed": seed,
         },
         "evaluate": {
-            "metrics": ["exact_match", "potstill.demo.grading:FieldAccuracy"],
+            "metrics": ["potstill.demo.grading:FieldAccuracy", "exact_match"],
             "baselines": baselines,
             "gold_data": "inputs/gold.jsonl",
             "num_few": recipe.sizes["num_few"],
             "fields": "potstill.demo.tickets:parse_ticket",
             "fields_join": "potstill.demo.tickets:format_ticket",
             "num_latency_calls": recipe.latency_calls,
-            "batch_size": 64,
+            "batch_size": 128,
             "seed": seed,
         },
         "export": ["gguf:q8_0"],

@@ -3,10 +3,11 @@
     Hi, where is my jade desk fan? I ordered it a fortnight ago. It can't wait.
     track | jade desk fan | 14 days | urgent
 
-The messages are hand-written skeletons (`skeletons.txt`) with slots. A skeleton belongs to one split
-only, and so does a whole item: no test message has a wording or an item that was seen in training.
-A quarter of the words in the test set's items, and of its sentences of tone, are new as well. A row
-says in `metadata` which skeleton it came from, since rows of one skeleton are not independent.
+The wording is hand-written (`skeletons.txt`): whole messages, and contexts and requests that make
+a message together. Each of those belongs to one split only, and so does a whole item. Half of the
+test rows have an item with a word that no training item has. Sentences of tone ("It's urgent.")
+are shared by all splits. A row names its wording in `metadata`, since rows of one wording are not
+independent.
 
 Everything follows from the seed. No row comes from a real person, shop or dataset.
 """
@@ -31,35 +32,41 @@ FIELDS = ("intent", "item", "days", "urgency")
 SKELETON_SHARES = {"gold": 17, "pool": 20, "validation": 3, "test": 12}
 """How the skeletons of each intent are dealt out; in the proportion of these numbers."""
 
-WHOLE_SHARE = 0.25
+WHOLE_SHARE = 0.2
 """The share of messages written in one piece; the others join a context and a request."""
 
 MODIFIERS = tuple(
-    """amber antique apricot ash bamboo beige black blue brass bronze canvas ceramic charcoal cherry
-    classic compact copper coral cork cotton cream crimson crystal curved deluxe ebony enamel felt
-    folding foldable fern frosted gilded glass gold granite green grey hazel heavy hemp indigo iron
-    ivory jade jumbo lacquered leather lemon linen lilac long magnetic mahogany maple marble maroon
-    matte mini mint modern mustard navy nickel oak ochre olive orange oval padded pearl pine pink
-    plaid plum portable purple quilted rattan red retro ribbed round royal ruby rustic sage salmon
-    sandy scarlet silk silver slate slim small smoky spruce square steel striped suede tall tan teak
-    teal tiny turquoise velvet vintage violet walnut white wicker wide willow wooden woollen yellow""".split()
+    """
+    amber antique apricot ash bamboo beige black blue brass bronze canvas ceramic charcoal
+    cherry classic compact copper coral cork cotton cream crimson crystal curved deluxe ebony
+    enamel felt folding foldable fern frosted gilded glass gold granite green grey hazel heavy
+    hemp indigo iron ivory jade jumbo lacquered leather lemon linen lilac long magnetic
+    mahogany maple marble maroon matte mini mint modern mustard navy nickel oak ochre olive
+    orange oval padded pearl pine pink plaid plum portable purple quilted rattan red retro
+    ribbed round royal ruby rustic sage salmon sandy scarlet silk silver slate slim small
+    smoky spruce square steel striped suede tall tan teak teal tiny turquoise velvet vintage
+    violet walnut white wicker wide willow wooden woollen yellow
+    """.split()
 )
 NOUNS = tuple(
-    noun.strip()
-    for noun in """air pump, alarm clock, armchair, backpack, baking tin, basket, bath mat, bed frame,
-    bench, bird feeder, blanket, blender, bookcase, bread bin, briefcase, broom, bucket, butter dish,
-    cabinet, cake stand, camp stove, candle holder, card table, chess set, coat rack, coffee grinder,
-    cooler, cradle, cushion, cutting board, desk fan, desk lamp, dish rack, dog bed, doormat, dresser,
-    duvet, easel, egg timer, espresso machine, fire pit, fishing rod, flask, floor lamp, flower pot,
-    footstool, fruit bowl, frying pan, garden hose, guitar stand, hair dryer, hammock, handbag,
-    heater, helmet, ice bucket, ironing board, juicer, kettle, kite, knife block, ladder, lantern,
-    laundry basket, lunch box, mailbox, mattress, microscope, mirror, mixer, music box, necklace,
-    night light, nutcracker, ottoman, oven dish, parasol, pepper mill, phone case, photo frame,
-    picnic rug, piggy bank, pizza stone, plant stand, radio, rice cooker, rocking chair, rug, saddle,
-    salad bowl, scooter, serving tray, shoe rack, shower curtain, side table, sledge, sleeping bag,
-    soap dish, soup pot, spice rack, stool, suitcase, teapot, telescope, tent, toaster, tool box,
-    toy train, travel mug, tripod, trolley, umbrella, vase, wall clock, wallet, wardrobe,
-    watering can, wheelbarrow, wind chime, wine rack, wok, yoga mat""".split(",")
+    " ".join(noun.split())
+    for noun in """
+    air pump, alarm clock, armchair, backpack, baking tin, basket, bath mat, bed frame, bench,
+    bird feeder, blanket, blender, bookcase, bread bin, briefcase, broom, bucket, butter dish,
+    cabinet, cake stand, camp stove, candle holder, card table, chess set, coat rack, coffee
+    grinder, cooler, cradle, cushion, cutting board, desk fan, desk lamp, dish rack, dog bed,
+    doormat, dresser, duvet, easel, egg timer, espresso machine, fire pit, fishing rod, flask,
+    floor lamp, flower pot, footstool, fruit bowl, frying pan, garden hose, guitar stand, hair
+    dryer, hammock, handbag, heater, helmet, ice bucket, ironing board, juicer, kettle, kite,
+    knife block, ladder, lantern, laundry basket, lunch box, mailbox, mattress, microscope,
+    mirror, mixer, music box, necklace, night light, nutcracker, ottoman, oven dish, parasol,
+    pepper mill, phone case, photo frame, picnic rug, piggy bank, pizza stone, plant stand,
+    radio, rice cooker, rocking chair, rug, saddle, salad bowl, scooter, serving tray, shoe
+    rack, shower curtain, side table, sledge, sleeping bag, soap dish, soup pot, spice rack,
+    stool, suitcase, teapot, telescope, tent, toaster, tool box, toy train, travel mug,
+    tripod, trolley, umbrella, vase, wall clock, wallet, wardrobe, watering can, wheelbarrow,
+    wind chime, wine rack, wok, yoga mat
+    """.split(",")
 )
 NAMES = tuple(
     """Ada Ben Carla Dev Ella Finn Greta Hugo Ines Jonas Kira Liam Mona Nils Olga Paul Rosa Sam Tara
@@ -74,12 +81,12 @@ _TICKET = re.compile(r"(\w+) \| ([^|\n]+) \| (\d+) days \| (\w+)")
 
 def durations() -> dict[str, int]:
     """What customers write for a time, and the days that a ticket says instead."""
-    found = {"a day": 1, "a couple of days": 2, "a dozen days": 12, "a fortnight": 14, "a week": 7}
-    found |= {"a couple of weeks": 14, "a month": 30, "one week": 7}
+    found = {"a couple of days": 2, "a week": 7, "one week": 7, "a fortnight": 14}
+    found |= {"a couple of weeks": 14, "a month": 30, "one month": 30}
     for number, word in enumerate(_WORDS[1:], start=2):
         found[f"{word} days"] = number
         found[f"{number} days"] = number
-    for number, word in enumerate(_WORDS[1:6], start=2):
+    for number, word in enumerate(_WORDS[1:4], start=2):
         found[f"{word} weeks"] = 7 * number
         found[f"{number} weeks"] = 7 * number
     return found
@@ -90,9 +97,9 @@ def tickets(
     *,
     num_gold: int = 480,
     num_few: int = 48,
-    num_pool: int = 960,
+    num_pool: int = 800,
     num_validation: int = 64,
-    num_test: int = 400,
+    num_test: int = 320,
 ) -> dict[str, list[dict[str, Any]]]:
     """The demo's rows by split: gold, few, pool, validation, test.
 
@@ -100,8 +107,8 @@ def tickets(
         seed: Decides everything: who gets which skeleton and item, slots, order.
         num_gold: Rows with a reference that the teacher is tuned on.
         num_few: How many of them a student without a teacher is trained on: the first ones.
-        num_pool: Rows for the teacher to label. Their references are there so that its labels can be
-            counted right or wrong; nothing trains on them unless it says so ("all gold").
+        num_pool: Rows for the teacher to label. Their references are there so that its labels can
+            be counted right or wrong; nothing trains on them unless it says so ("all gold").
         num_validation: Rows to choose settings on.
         num_test: Rows that nothing is chosen on.
 
@@ -115,7 +122,8 @@ def tickets(
     """
     if num_few > num_gold:
         raise DataError(
-            f"num_few must be <= num_gold, since the few rows are some of them; got {num_few} and {num_gold}"
+            "num_few must be <= num_gold, since the few rows are some of them; "
+            f"got {num_few} and {num_gold}"
         )
     rng = random.Random(f"potstill tickets {seed}")
     wording = _deal_wording(rng)
@@ -162,7 +170,8 @@ def field_accuracy(texts: Sequence[str], references: Sequence[str]) -> dict[str,
     """
     if len(texts) != len(references) or not texts:
         raise DataError(
-            f"need as many texts as references and at least one, got {len(texts)} and {len(references)}"
+            "need as many texts as references and at least one, "
+            f"got {len(texts)} and {len(references)}"
         )
     right = dict.fromkeys((*FIELDS, "all"), 0)
     for text, reference in zip(texts, references, strict=True):
@@ -190,38 +199,33 @@ def read_skeletons() -> dict[str, list[str]]:
             continue
         key, _, text = line.partition(": ")
         if key not in found:
-            raise DataError(f"skeletons.txt:{number}: unknown key {key!r}; it has: {', '.join(found)}")
+            raise DataError(
+                f"skeletons.txt:{number}: unknown key {key!r}; it has: {', '.join(found)}"
+            )
         wanted = (0, 0) if key.endswith("+") else (1, 1)
         if (text.count("{item}"), text.count("{dur}")) != wanted:
             raise DataError(
-                f"skeletons.txt:{number}: {{item}} and {{dur}} must both be in a message or context, once"
+                f"skeletons.txt:{number}: a message or context has {{item}} and {{dur}} once each, "
+                "a sentence with + neither"
             )
         found[key].append(text)
     return found
 
 
 def _deal_wording(rng: random.Random) -> dict[str, dict[str, list[str]]]:
-    """Split -> key of the file -> its texts; each text in one split, but for most tones.
-
-    A sixth of the sentences of tone is only in validation and test, the others are everywhere.
-    """
-    written = read_skeletons()
+    """Split -> key of the file -> its texts. Each is in one split, but tones are in all."""
     dealt: dict[str, dict[str, list[str]]] = {split: {} for split in SKELETON_SHARES}
     tones = {f"{urgency}+" for urgency in URGENCIES}
-    for key, lines in written.items():
+    for key, lines in read_skeletons().items():
         texts = rng.sample(lines, len(lines))
-        if key in tones:
-            known = texts[len(texts) // 6 :]
-            parts = [known, known, texts, texts]
-        else:
-            parts = _cut(texts, list(SKELETON_SHARES.values()))
+        parts = _cut(texts, list(SKELETON_SHARES.values()))
         for split, part in zip(dealt, parts, strict=True):
-            dealt[split][key] = part
+            dealt[split][key] = texts if key in tones else part
     return dealt
 
 
 def _deal_items(rng: random.Random) -> dict[str, list[str]]:
-    """Split -> items; each item in one split, a quarter of the words only in validation and test."""
+    """Split -> items, each in one; a quarter of the words is only in validation and test."""
     modifiers = rng.sample(MODIFIERS, len(MODIFIERS))
     nouns = rng.sample(NOUNS, len(NOUNS))
     known_modifiers = modifiers[len(modifiers) // 4 :]
@@ -267,7 +271,12 @@ def _rows(
         context = None if is_whole else rng.choice(wording["context"])
         time = rng.choice(plain if rng.random() < 0.5 else converted)
         urgency = rng.choice(URGENCIES)
-        fields = {"intent": intent, "item": rng.choice(items), "days": times[time], "urgency": urgency}
+        fields = {
+            "intent": intent,
+            "item": rng.choice(items),
+            "days": times[time],
+            "urgency": urgency,
+        }
         has_tone = urgency == "urgent" or rng.random() < 0.6
         tone = rng.choice(wording[f"{urgency}+"]) if has_tone else None
         text = skeleton if context is None else _combined(rng, context, skeleton)
@@ -302,7 +311,7 @@ def _ended(text: str) -> str:
 
 def _message(rng: random.Random, skeleton: str, item: str, time: str, tone: str | None) -> str:
     """One customer's message: skeleton, tone before or after, greeting, and a careless hand."""
-    text = _misspell(rng, skeleton) if rng.random() < 0.15 else skeleton
+    text = _misspell(rng, skeleton) if rng.random() < 0.06 else skeleton
     if tone is not None:
         is_first = rng.random() < 0.3 and "{name}" not in tone
         text = f"{_ended(tone)} {text}" if is_first else f"{_ended(text)} {tone}"

@@ -7,6 +7,7 @@ If a line of scikit-learn does as well as the student, the report has to say so.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ from potstill.tasks.words import words
 from potstill.types import Evaluation, Record, Response, Sampling
 
 log = logging.getLogger(__name__)
+
+MAX_CLASSES = 64
+"""Above it the answer of the most similar training prompt is taken: a regression over hundreds
+of classes with a row or two each takes minutes and learns nothing more."""
 
 MAX_FEATURES = 50_000
 C = 10.0
@@ -120,6 +125,7 @@ def _classifier(prompts: Sequence[str], answers: Sequence[str]) -> Callable[[str
         return lambda _: only
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline, make_union
 
     # Our words, since scikit-learn's token pattern breaks Hindi at its vowel signs.
@@ -133,8 +139,15 @@ def _classifier(prompts: Sequence[str], answers: Sequence[str]) -> Callable[[str
     by_character = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=MAX_FEATURES
     )
-    model = make_pipeline(make_union(by_word, by_character), LogisticRegression(C=C, max_iter=1000))
-    model.fit(list(prompts), list(answers))
+    if len(set(answers)) <= MAX_CLASSES:
+        learner = LogisticRegression(C=C, max_iter=1000)
+    else:
+        learner = KNeighborsClassifier(n_neighbors=1, metric="cosine")
+    model = make_pipeline(make_union(by_word, by_character), learner)
+    with warnings.catch_warnings():
+        # That there are many classes for so few rows is known: it is why MAX_CLASSES is there.
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        model.fit(list(prompts), list(answers))
     return lambda prompt: str(model.predict([prompt])[0])
 
 

@@ -39,7 +39,7 @@ METRIC_TEXT = {
     "truncation_rate": "cut off",
     "agreement": "agrees with teacher",
     "latency": "latency",
-    "latency_ratio": "time / first row's",
+    "latency_ratio": "time / teacher's",
     "latency.p95": "latency, slowest 5 %",
     "latency.p99": "latency, slowest 1 %",
     "tokens_per_second": "tokens/s",
@@ -55,7 +55,7 @@ def role_text(role: str) -> str:
 
 def metric_text(name: str) -> str:
     """A metric's name for a person."""
-    return METRIC_TEXT.get(name, name)
+    return METRIC_TEXT.get(name, name.replace("_", " "))
 
 
 def is_export(role: str) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from potstill.models.longrope import rope_switch
 from potstill.types import Sampling
 
 _NUCLEUS = 1024
@@ -64,15 +65,38 @@ def decode(
         end_ids: Token ids that end an answer.
         context: Longest prompt and answer together; None is unlimited.
     """
-    device = model.device
-    alive = list(rows)
     generators = {id(row): random.Random(row.sampling.seed) for row in rows}
-    width = max(len(row.prompt) for row in rows)
-    ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids_BT[index, width - len(row.prompt) :] = torch.tensor(row.prompt)
-        mask_BT[index, width - len(row.prompt) :] = 1
+    # A row that outgrows the short rope starts anew among the long ones, with an empty cache.
+    for longest in dict.fromkeys([rope_switch(model.config), None]):
+        alive = [row for row in rows if _goes_on(row, longest)]
+        if alive:
+            _decode_together(model, tokenizer, alive, generators, longest, end_ids, pad_id, context)
+
+
+def _goes_on(row: Row, longest: int | None) -> bool:
+    fits = longest is None or len(row.prompt) + len(row.ids) <= longest
+    return fits and row.finish_reason is None and row.is_wanted()
+
+
+def _decode_together(
+    model: Any,
+    tokenizer: Any,
+    alive: list[Row],
+    generators: dict[int, random.Random],
+    longest: int | None,
+    end_ids: Collection[int],
+    pad_id: int,
+    context: int | None,
+) -> None:
+    """Extends rows until each is finished, unwanted, or has more than `longest` tokens."""
+    device = model.device
+    known = [[*row.prompt, *row.ids] for row in alive]
+    width = max(map(len, known))
+    ids_BT = torch.full((len(known), width), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros((len(known), width), dtype=torch.long)
+    for index, ids in enumerate(known):
+        ids_BT[index, width - len(ids) :] = torch.tensor(ids)
+        mask_BT[index, width - len(ids) :] = 1
     ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
     position_BT = (mask_BT.cumsum(-1) - 1).clamp_min(0)
     cache = DynamicCache(config=model.config)
@@ -88,11 +112,7 @@ def decode(
         next_ids = _draw(output.logits[:, -1].float(), alive, generators)
         for row, token in zip(alive, next_ids, strict=True):
             _extend(row, token, tokenizer, end_ids, context)
-        keep = [
-            index
-            for index, row in enumerate(alive)
-            if row.finish_reason is None and row.is_wanted()
-        ]
+        keep = [index for index, row in enumerate(alive) if _goes_on(row, longest)]
         if not keep:
             return
         ids_BT = torch.tensor([[next_ids[index]] for index in keep], device=device)

@@ -26,6 +26,7 @@ from potstill.errors import ConfigError, DataError, TeacherError
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.decode import Row, decode
 from potstill.models.fingerprint import request_fingerprint, weights_identity
+from potstill.models.longrope import hidden_states
 from potstill.models.weights import cached_folder, load_weights
 from potstill.types import Record, Response, Sampling
 
@@ -166,8 +167,10 @@ class LocalModel:
         with self._computing:
             if not self._head_is_checked:
                 self._check_head()
-            hidden_BTH = self._hidden(ids_BT.to(self._model.device))
-            return self._head(hidden_BTH[positions_BT.to(hidden_BTH.device)])
+            device = self._model.device
+            positions_BT = positions_BT.to(device)
+            hidden_BTH = hidden_states(self._model, ids_BT.to(device), positions_BT)
+            return self._head(hidden_BTH[positions_BT])
 
     async def close(self) -> None:
         """Ends the thread and frees the memory; open calls fail with TeacherError."""
@@ -181,9 +184,6 @@ class LocalModel:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _hidden(self, ids_BT: Tensor) -> Tensor:
-        return self._model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
 
     def _head(self, hidden_NH: Tensor) -> Tensor:
         logits_NV = self._model.get_output_embeddings()(hidden_NH).float()
@@ -200,7 +200,7 @@ class LocalModel:
         """Compares backbone and head with the whole model once, on a few tokens."""
         ids_BT = torch.tensor([[1, 2, 3]], device=self._model.device)
         whole_NV = self._model(input_ids=ids_BT, use_cache=False).logits[0].float()
-        ours_NV = self._head(self._hidden(ids_BT)[0])
+        ours_NV = self._head(hidden_states(self._model, ids_BT, ids_BT > 0)[0])
         largest = float((whole_NV - ours_NV).abs().max())
         if largest > 0.01 * max(1.0, float(whole_NV.abs().max())):
             raise DataError(

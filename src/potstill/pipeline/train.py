@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill.config import LossConfig
+from potstill.config import LossConfig, TrainConfig
 from potstill.data.render import (
     Rendered,
     render_prompt,
@@ -22,6 +23,9 @@ from potstill.pipeline.teach import accepted_rows, render_rows
 from potstill.rundir import RunDir, read_jsonl
 from potstill.types import Record
 
+MAX_PASSES = 6
+"""Passes that a student makes over known answers, where `train.max_steps` would be more."""
+
 NUM_PRUNING_PROMPTS = 64
 """Training prompts that decide which layers a cut student keeps."""
 
@@ -36,7 +40,10 @@ def prepare(ctx: Context) -> None:
     def work() -> dict[str, Any]:
         from potstill.train.prune import choose_layers, cut_layers, save_untouched
 
-        model, tokenizer = load_weights(find_model(cut.from_, workspace=ctx.workspace))
+        place = find_model(cut.from_, workspace=ctx.workspace)
+        # In the number format that it is trained in, so that all students are of one size.
+        dtype = "bfloat16" if config.train.precision == "bf16" else "float32"
+        model, tokenizer = load_weights(place, dtype=dtype)
         scores: dict[str, Any] = {}
         if isinstance(cut.layers, int):
             records = read_jsonl(run.train, Record)[:NUM_PRUNING_PROMPTS]
@@ -49,7 +56,11 @@ def prepare(ctx: Context) -> None:
         text = f"student: {len(keep)} of {total} layers kept: {', '.join(map(str, keep))}"
         return {"keep": list(keep), "num_layers": total, "scores": scores, "text": text}
 
-    ctx.stage("prepare", (cut, weights_key(place_key(ctx, config.student)), run.train), work)
+    ctx.stage(
+        "prepare",
+        (cut, config.train.precision, weights_key(place_key(ctx, config.student)), run.train),
+        work,
+    )
 
 
 def student_folder(ctx: Context) -> Path:
@@ -84,7 +95,7 @@ def _train_one(
     gold: list[Record] | None = None,
 ) -> None:
     """Trains one student, on the teacher's accepted answers or on known ones."""
-    start = student_folder(ctx)
+    start, train = student_folder(ctx), ctx.config.train
     key = (ctx.config.train, loss, weights_key(start), *inputs, gold and [r.id for r in gold])
 
     def work() -> dict[str, Any]:
@@ -108,7 +119,7 @@ def _train_one(
             rows,
             _rows(ctx, tokenizer, "validation"),
             loss=loss,
-            train=ctx.config.train,
+            train=train if gold is None else _few_passes(train, len(rows)),
             targets=targets,
             out=out,
             on_progress=seen,
@@ -119,6 +130,13 @@ def _train_one(
         return {**result.model_dump(), "num_rows": len(rows), "text": text}
 
     ctx.stage(stage, key, work)
+
+
+def _few_passes(train: TrainConfig, num_rows: int) -> TrainConfig:
+    """At most so many passes over known answers: with few of them, more only fits them better."""
+    most = math.ceil(MAX_PASSES * num_rows / train.batch_size)
+    planned = train.max_steps or math.ceil(train.num_epochs * num_rows / train.batch_size)
+    return train.model_copy(update={"max_steps": max(1, min(planned, most))})
 
 
 class _Losses:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from potstill.config import LossConfig
 from potstill.errors import TrainError
+from potstill.models.longrope import hidden_states
 from potstill.targets.align import shared_logits
 from potstill.train.losses import cross_entropy, forward_kl_topk
 
@@ -64,12 +65,13 @@ class Objective(nn.Module):
                 never looks there, and attention without a mask is a tenth faster.
         """
         # The last token predicts nothing: it is never an input.
-        hidden_BTH = self.model.base_model(
-            input_ids=ids_BT[:, :-1],
-            attention_mask=None if attention_BT is None else attention_BT[:, :-1],
-            use_cache=False,
-        ).last_hidden_state
         is_label_BT = loss_mask_BT[:, 1:].bool()
+        hidden_BTH = hidden_states(
+            self.model,
+            ids_BT[:, :-1],
+            is_label_BT,
+            None if attention_BT is None else attention_BT[:, :-1],
+        )
         logits_NV = head_logits(self.model, hidden_BTH[is_label_BT])
         labels_N = ids_BT[:, 1:][is_label_BT]
         weight = 1.0 if targets is None else self.loss.sft_weight

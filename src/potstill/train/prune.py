@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.errors import ConfigError
-from potstill.train.student import save_model
+from potstill.train.student import decoder_layers, layers_name, save_model
 
 MAX_PROMPTS = 64
 """Influence settles after some dozen prompts."""
@@ -42,7 +42,7 @@ def choose_layers(
         Men et al. (2024), "ShortGPT: Layers in Large Language Models are More Redundant
         Than You Expect", section 3. arXiv:2403.03853.
     """
-    total = len(_layers(model))
+    total = len(decoder_layers(model))
     if not 2 <= num_layers <= total:
         raise ConfigError(
             f"student.prune.layers must be between 2 and {total} (the model's layers), "
@@ -71,7 +71,7 @@ def layer_influence(
         else list(prompt)
         for prompt in prompts[:MAX_PROMPTS]
     ]
-    layers = _layers(model)
+    layers = decoder_layers(model)
     sums = [0.0] * len(layers)
 
     def listen(index: int) -> Any:
@@ -109,7 +109,7 @@ def cut_layers(model: nn.Module, keep: Sequence[int]) -> nn.Module:
     Raises:
         ConfigError: If a layer does not exist, is named twice or out of order.
     """
-    layers = _layers(model)
+    layers = decoder_layers(model)
     total = len(layers)
     if not keep or list(keep) != sorted(set(keep)) or not 0 <= keep[0] <= keep[-1] < total:
         raise ConfigError(
@@ -120,7 +120,7 @@ def cut_layers(model: nn.Module, keep: Sequence[int]) -> nn.Module:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = place
-    setattr(model.base_model, _layers_name(model), kept)
+    setattr(model.base_model, layers_name(model), kept)
     config = model.config
     for name, value in copy.copy(vars(config)).items():
         if isinstance(value, list | tuple) and len(value) == total:
@@ -132,18 +132,3 @@ def cut_layers(model: nn.Module, keep: Sequence[int]) -> nn.Module:
 def save_untouched(model: nn.Module, tokenizer: Any, out: Path) -> None:
     """Writes a model that has learnt nothing yet, for the comparison with the distilled one."""
     save_model(model, tokenizer, out)
-
-
-def _layers(model: nn.Module) -> nn.ModuleList:
-    return getattr(model.base_model, _layers_name(model))
-
-
-def _layers_name(model: nn.Module) -> str:
-    total = model.config.num_hidden_layers
-    for name, module in model.base_model.named_children():
-        if isinstance(module, nn.ModuleList) and len(module) == total:
-            return name
-    raise ConfigError(
-        f"{type(model).__name__} keeps its layers in a way this version does not know, so no "
-        f"student can be cut out of it; name a smaller student instead"
-    )

@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.config import TrainConfig
 from potstill.data.render import end_token_ids
-from potstill.errors import TrainError
+from potstill.errors import ConfigError, TrainError
 from potstill.models.weights import fast_bfloat16, quiet
 from potstill.rundir import whole_folder
 
@@ -80,15 +80,27 @@ def prepare_student(model: nn.Module, train: TrainConfig, device: torch.device) 
         )
         adapter = get_peft_model(model, settings)
         model = adapter.get_base_model()
-    elif train.freeze_embeddings:
-        model.get_input_embeddings().requires_grad_(False)
+    else:
+        _freeze(model, train)
     if train.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     student = Student(model, adapter, device, weights, arithmetic)
     if not student.trainable():
-        raise TrainError("no weight is left to train; set train.freeze_embeddings: false")
+        raise TrainError(
+            "no weight is left to train; set train.freeze_embeddings: false "
+            "or lower train.freeze_layers"
+        )
     return student
+
+
+def _freeze(model: nn.Module, train: TrainConfig) -> None:
+    """Keeps word vectors and lowest layers as they are; gradients end above them."""
+    if train.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    if train.freeze_layers:
+        for layer in decoder_layers(model)[: train.freeze_layers]:
+            layer.requires_grad_(False)
 
 
 def number_format(precision: str, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
@@ -130,3 +142,24 @@ def save_model(model: nn.Module, tokenizer: Any, out: Path) -> None:
     with whole_folder(out) as folder, quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model, in order."""
+    return getattr(model.base_model, layers_name(model))
+
+
+def layers_name(model: nn.Module) -> str:
+    """What the model calls its list of layers.
+
+    Raises:
+        ConfigError: If it keeps them in a way that is not known here.
+    """
+    total = model.config.get_text_config().num_hidden_layers
+    for name, module in model.base_model.named_children():
+        if isinstance(module, nn.ModuleList) and len(module) == total:
+            return name
+    raise ConfigError(
+        f"{type(model).__name__} keeps its layers in a way this version does not know, so no "
+        f"student can be cut out of it; name a smaller student instead"
+    )
