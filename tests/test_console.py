@@ -42,14 +42,14 @@ def test_a_stage_line_ends_with_its_time(capsys):
     console.stage_line("teach", "1,786 responses", 372)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("teach        1,786 responses   ")
+    assert err.startswith(f"{'teach':<{console.INDENT}}1,786 responses   ")
     assert err.endswith(" 6 min 12 s\n") and len(err) == 81
 
 
 def test_long_texts_wrap_under_themselves():
     lines = console.stage_lines("check", "word " * 40, 1.2, 80)
     assert all(len(line) <= 80 for line in lines)
-    assert lines[0].endswith("1.2 s") and lines[1].startswith(" " * 13 + "word")
+    assert lines[0].endswith("1.2 s") and lines[1].startswith(" " * console.INDENT + "word")
 
 
 def test_json_is_the_only_thing_on_standard_output(capsys):

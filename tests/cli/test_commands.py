@@ -87,7 +87,7 @@ def test_a_run_stopped_by_a_signal_goes_on_with_the_same_command(number, tmp_pat
         "train_data": "train.jsonl",
         "generation": {"pilot": 0, "max_new_tokens": 6, "min_success_ratio": 0},
         "checks": [],
-        "train": {"max_steps": 600, "precision": "fp32", "early_stopping": False},
+        "train": {"max_steps": 250, "precision": "fp32", "early_stopping": False},
     }
     (tmp_path / "distill.yaml").write_text(yaml.safe_dump(tree))
     metrics = tmp_path / "runs" / "stop" / "metrics.jsonl"
@@ -113,7 +113,7 @@ def test_a_run_stopped_by_a_signal_goes_on_with_the_same_command(number, tmp_pat
     done = subprocess.run(command, capture_output=True, **there)
     assert done.returncode == 0, done.stderr
     assert "(done before)" in done.stderr
-    assert _steps(metrics) >= 600
+    assert _steps(metrics) >= 250
     assert (tmp_path / "runs" / "stop" / "model" / "config.json").exists()
 
 

@@ -30,8 +30,8 @@ FULL = Recipe(
     student_steps=90,
 )
 FAST = Recipe(
-    sizes={"num_gold": 64, "num_few": 16, "num_pool": 64, "num_validation": 16, "num_test": 60},
-    teacher_steps=6,
+    sizes={"num_gold": 128, "num_few": 16, "num_pool": 48, "num_validation": 8, "num_test": 40},
+    teacher_steps=20,
     student_steps=6,
     latency_calls=3,
 )
