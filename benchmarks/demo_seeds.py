@@ -69,7 +69,7 @@ def page(runs: Path, seeds: list[int]) -> str:
         f"n = {first.task['n']} test tickets a seed. A seed changes wordings, items, order and "
         "resampling. Values with 95 % intervals; differences and retention are paired.",
         "",
-        "## Tickets right in every field",
+        f"## {first.primary_metric.replace('_', ' ').capitalize()}: share of the four fields right",
         "",
         "| seed | " + " | ".join(ROWS) + " |",
         "|---|" + "---|" * len(ROWS),

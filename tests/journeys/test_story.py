@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from potstill.config import load_config
-from potstill.errors import ConfigError, DataError, VocabMismatch
+from potstill.errors import ConfigError, DataError, GateFailed, VocabMismatch
 from potstill.pipeline import distill
 from potstill.rundir import RunDir
 
@@ -89,6 +89,14 @@ def test_a_change_repeats_only_what_depends_on_it(place):
     assert kinds["evaluate-distilled"] == "done"
 
 
+def test_a_gate_that_is_missed_is_an_error_after_the_report(place):
+    told(place)
+    with pytest.raises(GateFailed, match="accuracy >= 2"):
+        told(place, ["evaluate.gates=['accuracy >= 2']"])
+    gates = json.loads(RunDir(place / "run").report_json.read_text())["gates"]
+    assert [gate["passed"] for gate in gates] == [False]
+
+
 def test_a_stage_alone_runs_what_stands_before_it(place):
     config = load_config(place / "distill.yaml")
     run = RunDir(place / "partly")
@@ -109,7 +117,7 @@ def test_probabilities_over_another_vocabulary_are_refused_before_anything_runs(
     tokenizer.save_pretrained(other)
     config = load_config(place / "distill.yaml", [f"student={other}"])
     run = RunDir(tmp_path / "run")
-    with pytest.raises(VocabMismatch, match="use loss.kind: sft"):
+    with pytest.raises(VocabMismatch, match=r"use loss\.kind: sft"):
         distill(config, run)
     assert not run.records.exists()
 

@@ -21,7 +21,7 @@ from potstill.cli.options import (
 )
 from potstill.config import TASKS
 from potstill.errors import ConfigError, GateFailed
-from potstill.rundir import write_text
+from potstill.rundir import RunDir, write_text
 from potstill.types import Report
 
 STAGE_HELP = {
@@ -60,7 +60,12 @@ def run(
 ) -> None:
     """Runs the whole pipeline and prints its report."""
     go_offline(offline)
-    found, folder = _distill(config, overrides, runs, quiet=json, stop_after=None)
+    try:
+        found, folder = _distill(config, overrides, runs, quiet=json, stop_after=None)
+        missed = None
+    except GateFailed as error:
+        _, folder = read_config(config, overrides, runs)
+        found, missed = _read_report(folder), error
     if json:
         console.print_json(found.model_dump(mode="json") if found else None)
     elif found:
@@ -68,9 +73,14 @@ def run(
         console.print_next([f"open {folder.report_html}"])
     else:
         console.print_next([f"the student is in {folder.model}; name data.test to compare it"])
-    failed = [gate["rule"] for gate in found.gates if not gate["passed"]] if found else []
-    if failed:
-        raise GateFailed(f"quality gate not met: {'; '.join(failed)}")
+    if missed:
+        raise missed
+
+
+def _read_report(folder: RunDir) -> Report:
+    from potstill.pipeline.report import read_report
+
+    return read_report(folder)
 
 
 def _add_stage(app: typer.Typer, stage: str, text: str) -> None:
@@ -138,10 +148,10 @@ def report(
         raise ConfigError(
             f"{folder.path} has no report yet; make one with: potstill compare {folder.path}"
         )
-    from potstill.pipeline.report import read_report, render
+    from potstill.pipeline.report import render
 
     render(folder)
-    found = read_report(folder)
+    found = _read_report(folder)
     if json:
         console.print_json(found.model_dump(mode="json"))
     else:

@@ -89,6 +89,8 @@ def _write_data(
     rows = tickets(seed, **recipe.sizes)
     for split in SPLITS:
         keep = [_without_answer(row) if split == "pool" else row for row in rows[split]]
+        if split != "pool":
+            keep = [_with_facts(row) for row in keep]
         if not plain_teacher:
             keep = [_explained(row) for row in keep]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in keep]
@@ -101,6 +103,13 @@ def _write_data(
 def _without_answer(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the pool as the teacher gets it: the message alone."""
     return {key: row[key] for key in ("id", "messages")}
+
+
+def _with_facts(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose answer is right, by the task's own rule, when it conveys all four fields."""
+    fields = row["metadata"]
+    facts = [fields["intent"], fields["item"], f"{fields['days']} days", fields["urgency"]]
+    return {**row, "metadata": {**fields, "facts": facts}}
 
 
 def _explained(row: dict[str, Any]) -> dict[str, Any]:

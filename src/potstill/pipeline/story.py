@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from potstill.config import DistillConfig, dump_config
-from potstill.errors import ConfigError
+from potstill.errors import ConfigError, GateFailed
 from potstill.pipeline.context import Context, OnEvent
 from potstill.pipeline.data import load, split
 from potstill.pipeline.evaluate import evaluate
@@ -67,6 +67,7 @@ def distill(
         ConfigError, DataError: The question was wrong; nothing was started.
         TeacherError, TrainError, ExportError: The work failed; the same call continues.
         RunLocked: Another process works in this run folder.
+        GateFailed: A gate of the config was not met; model and report are in the run folder.
     """
     names = [stage.__name__ for stage in STORY]
     if stop_after is not None and stop_after not in names:
@@ -83,7 +84,10 @@ def distill(
             found = stage(ctx) or found
             if stage.__name__ == stop_after:
                 break
-        return found
+    missed = [gate["rule"] for gate in found.gates if not gate["passed"]] if found else []
+    if missed:
+        raise GateFailed(f"quality gate not met: {'; '.join(missed)}; see {run.report_html}")
+    return found
 
 
 def environment(config: DistillConfig) -> dict[str, Any]:
