@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,8 +146,6 @@ def tree(case: Case, base: str, teacher: Path) -> dict:
 
 def tiny(folder: Path, *, layers: int) -> str:
     """A Llama with random weights and a small byte-level tokenizer, made once."""
-    import sys
-
     sys.path.insert(0, str(ROOT / "tests"))
     from tiny import tiny_llama
 
@@ -165,8 +164,8 @@ def page(runs: Path) -> str:
         "`tiny`: models of random weights, from which nothing can be expected. There is no dataset",
         "for translation here; that task runs on the rows of its page in the tests.",
         "",
-        "| task | dataset | models | metric | n | teacher | distilled | text | gold_all | untouched "
-        "| TF-IDF on the teacher's labels | distilled - gold_all | minutes |",
+        "| task | dataset | models | metric | n | teacher | distilled | text | gold_all "
+        "| untouched | TF-IDF on the teacher's labels | distilled - gold_all | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case in CASES:

@@ -55,9 +55,9 @@ def command_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Standard output is the answer, standard error the conversation. Exit codes: 0 done, 1 the",
-        "work failed, 2 the question was wrong, 3 a quality gate was not met, 128+n ended by signal",
-        "n. This page is generated: `make golden`.",
+        "Standard output is the answer, standard error the conversation. Exit codes: 0 done, 1",
+        "the work failed, 2 the question was wrong, 3 a quality gate was not met, 128+n ended by",
+        "signal n. This page is generated: `make golden`.",
         "",
     ]
     for name, command in commands(typer.main.get_command(app), "potstill"):

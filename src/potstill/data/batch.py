@@ -5,8 +5,6 @@ Shape letters of this file:
     T  positions: the longest sequence of the batch
 """
 
-
-
 from __future__ import annotations
 
 import random

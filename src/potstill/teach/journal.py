@@ -99,7 +99,7 @@ class Journal:
         self.cost += response.cost or 0.0
 
     def tidy(self) -> None:
-        """Leaves exactly the answers found or appended in this session; others are set aside.
+        """Leaves exactly the answers found or appended by this call; others are set aside.
 
         Old errors are dropped, because their prompts have a later outcome, and so are doubles.
         """
