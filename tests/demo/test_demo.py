@@ -24,16 +24,16 @@ def answered(text):
 
 
 def test_a_ticket_about_something_else_is_rejected():
-    assert is_ticket(*answered("track | jade desk fan | 14 days | normal")) is None
-    assert is_ticket(*answered("track | ruby desk fan | 14 days | normal")).reason == "invented"
+    assert is_ticket(*answered("track | jade desk fan | 2 weeks | normal")) is None
+    assert is_ticket(*answered("track | ruby desk fan | 2 weeks | normal")).reason == "invented"
     assert is_ticket(*answered("I am sorry to hear that.")).reason == "unparsable"
 
 
 def test_field_accuracy_counts_fields():
-    reference = "track | jade desk fan | 14 days | urgent"
+    reference = "track | jade desk fan | 2 weeks | urgent"
     samples = [
         Sample(record_id="a", references=(reference,), text=reference),
-        Sample(record_id="b", references=(reference,), text="track | desk fan | 14 days | normal"),
+        Sample(record_id="b", references=(reference,), text="track | desk fan | 2 weeks | normal"),
         Sample(record_id="c", references=(reference,), text="sorry"),
     ]
     metric = FieldAccuracy()

@@ -100,7 +100,7 @@ def test_rows_begin_with_our_system_prompt(rows):
     }
 
 
-def test_many_test_items_hold_a_word_that_was_never_trained_on(rows):
+def test_a_fifth_of_the_test_items_hold_a_word_that_was_never_trained_on(rows):
     trained = {
         word
         for split in ("gold", "pool")
@@ -108,7 +108,7 @@ def test_many_test_items_hold_a_word_that_was_never_trained_on(rows):
         for word in item.split()
     }
     new = [row for row in rows["test"] if set(row["metadata"]["item"].split()) - trained]
-    assert 0.3 < len(new) / len(rows["test"]) < 0.7
+    assert 0.1 < len(new) / len(rows["test"]) < 0.3
 
 
 def test_the_wording_is_varied(rows):
@@ -130,10 +130,10 @@ def test_intents_and_urgencies_are_balanced(rows, split):
 
 
 @pytest.mark.parametrize(
-    ("text", "days"), [("a fortnight", 14), ("three weeks", 21), ("9 days", 9)]
+    ("text", "time"), [("a fortnight", "2 weeks"), ("one month", "1 month"), ("9 days", "9 days")]
 )
-def test_a_duration_in_words_is_a_number_of_days(text, days):
-    assert durations()[text] == days
+def test_a_duration_in_words_is_a_number_and_a_unit(text, time):
+    assert durations()[text] == time
 
 
 @pytest.mark.parametrize(
@@ -142,12 +142,12 @@ def test_a_duration_in_words_is_a_number_of_days(text, days):
         "",
         "refund",
         "refund | kettle | 14 | urgent",
-        "refund | kettle | 14 days",
-        "praise | kettle | 14 days | urgent",
-        "refund | kettle | 14 days | soon",
+        "refund | kettle | 2 weeks",
+        "praise | kettle | 2 weeks | urgent",
+        "refund | kettle | 2 weeks | soon",
         "refund | kettle | two days | urgent",
-        "refund |  | 14 days | urgent",
-        "refund | kettle | 14 days | urgent\nrefund | kettle | 14 days | urgent",
+        "refund |  | 2 weeks | urgent",
+        "refund | kettle | 2 weeks | urgent\nrefund | kettle | 2 weeks | urgent",
     ],
 )
 def test_what_is_not_a_ticket_is_none(text):
@@ -155,15 +155,15 @@ def test_what_is_not_a_ticket_is_none(text):
 
 
 def test_outer_space_does_not_matter():
-    fields = {"intent": "track", "item": "jade desk fan", "days": 14, "urgency": "urgent"}
+    fields = {"intent": "track", "item": "jade desk fan", "time": "2 weeks", "urgency": "urgent"}
     assert parse_ticket(f"  {format_ticket(fields)}\n") == fields
 
 
 def test_field_accuracy_counts_each_field_and_the_whole():
-    right = "track | jade desk fan | 14 days | urgent"
-    texts = [right, "track | jade fan | 14 days | normal", "I am sorry"]
+    right = "track | jade desk fan | 2 weeks | urgent"
+    texts = [right, "track | jade fan | 2 weeks | normal", "I am sorry"]
     assert field_accuracy(texts, [right] * 3) == pytest.approx(
-        {"intent": 2 / 3, "item": 1 / 3, "days": 2 / 3, "urgency": 1 / 3, "all": 1 / 3}
+        {"intent": 2 / 3, "item": 1 / 3, "time": 2 / 3, "urgency": 1 / 3, "all": 1 / 3}
     )
 
 

@@ -202,15 +202,18 @@ def test_frozen_embeddings_stay_as_they_are(tmp_path):
     assert torch.equal(model.get_input_embeddings().weight, before)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "autocast"])
-def test_the_model_is_saved_in_the_format_it_was_trained_in(tmp_path, precision):
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16", torch.bfloat16), ("autocast", torch.bfloat16), ("fp32", torch.float32)],
+)
+def test_the_model_is_saved_in_the_format_of_its_arithmetic(tmp_path, precision, dtype):
     model, tokenizer = tiny_student(tmp_path / "m")
     result = fine_tune(
         model, tokenizer, rows(tokenizer), tmp_path / "run", precision=precision, max_steps=3
     )
     saved = AutoModelForCausalLM.from_pretrained(run_dir(tmp_path / "run").model, dtype="auto")
     assert result.precision == precision
-    assert saved.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    assert saved.dtype == dtype
 
 
 def test_a_head_with_a_scale_or_a_soft_cap_is_followed(tmp_path):

@@ -16,9 +16,9 @@ from potstill.types import Report
 STORY = """\
 A customer-support message goes in, a ticket comes out:
   "hi, the jade desk fan I ordered a fortnight ago is still not here, please hurry"
-  track | jade desk fan | 14 days | urgent
+  track | jade desk fan | 2 weeks | urgent
 The teacher is SmolLM2-135M-Instruct, tuned here and now on a few hundred messages with tickets.
-It labels messages it has not seen; a student with 12 of its 30 layers learns from that. Then all
+It labels messages it has not seen; a student with 13 of its 30 layers learns from that. Then all
 answer the same test messages, whose wordings and items nobody was trained on.
 """
 EXTRA_SEEDS = (1, 2)

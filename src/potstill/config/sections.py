@@ -194,7 +194,8 @@ class TrainConfig(Section):
 
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
     """Number format: fp32, weights in bf16, or fp32 weights with bf16 arithmetic.
-    `auto` takes autocast where the device computes in bf16."""
+    `auto` takes autocast where the device computes in bf16. The trained weights are stored
+    in the format of the arithmetic."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""

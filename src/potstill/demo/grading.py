@@ -11,12 +11,12 @@ from potstill.types import Record, Rejection, Response, Sample
 
 EXPLAINED = f"""\
 You turn a customer's message into one line:
-INTENT | ITEM | DAYS days | URGENCY
-INTENT is one of: {", ".join(INTENTS)}. ITEM is the product in the customer's own words. DAYS is
-how long ago, as a number of days (a week is 7, a month 30, a year 365). URGENCY is one of:
+INTENT | ITEM | TIME | URGENCY
+INTENT is one of: {", ".join(INTENTS)}. ITEM is the product in the customer's own words. TIME is
+how long ago, as a number and a unit (9 days, 1 week, 2 months; a fortnight is 2 weeks). URGENCY is one of:
 {", ".join(URGENCIES)}, by the tone. Answer with that line and nothing else. Example:
 Message: hi, the jade desk fan I ordered a fortnight ago is still not here, please hurry
-track | jade desk fan | 14 days | urgent"""
+track | jade desk fan | 2 weeks | urgent"""
 """What a teacher is told that was not tuned here."""
 
 
@@ -45,7 +45,7 @@ class FieldAccuracy:
     name = "field_accuracy"
     unit = ""
     higher_is_better = True
-    signature = "share of intent, item, days and urgency equal to the reference's"
+    signature = "share of intent, item, time and urgency equal to the reference's"
     is_mean = True
 
     def rows(self, samples: Sequence[Sample]) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import Any
 
 from potstill.config import TrainConfig
 
-KEPT_LAYERS = (0, 1, 2, 8, 10, 11, 22, 23, 24, 27, 28, 29)
+KEPT_LAYERS = (0, 1, 2, 8, 10, 11, 15, 22, 23, 24, 27, 28, 29)
 """Which of the 30 layers the student keeps. Found once, on the untouched base model and a dozen
-gold rows: the layer whose removal raises the loss least goes, eighteen times. With 14
-layers an answer took 0.49 to 0.57 of the teacher's time; with 12, 0.49 and 0.44 (two runs)."""
+gold rows: the layer whose removal raises the loss least goes, seventeen times. An answer takes
+0.46 of the teacher's time with 12 layers and 0.5 to 0.57 with 14 (single runs)."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Recipe:
     sizes: dict[str, int]
     teacher_steps: int
     student_steps: int
-    latency_calls: int = 30
+    latency_calls: int = 24
     base: str = "smollm2-135m"
     layers: tuple[int, ...] = KEPT_LAYERS
 
 
 FULL = Recipe(
-    sizes={"num_gold": 480, "num_few": 48, "num_pool": 520, "num_validation": 32, "num_test": 300},
-    teacher_steps=50,
-    student_steps=90,
+    sizes={"num_gold": 480, "num_few": 48, "num_pool": 540, "num_validation": 32, "num_test": 300},
+    teacher_steps=40,
+    student_steps=140,
 )
 FAST = Recipe(
     sizes={"num_gold": 128, "num_few": 16, "num_pool": 48, "num_validation": 8, "num_test": 40},
@@ -47,7 +47,7 @@ def teacher_training(recipe: Recipe, seed: int) -> TrainConfig:
         max_tokens=256,
         freeze_embeddings=True,
         freeze_layers=10,
-        precision="bf16",
+        precision="autocast",
         early_stopping=False,
         eval_steps=recipe.teacher_steps,
         weight_decay=0.0,
@@ -83,7 +83,7 @@ def config_tree(
         "loss": {
             "kind": "sft" if is_remote else "forward_kl",
             "temperature": 1.0,
-            "sft_weight": 0.5,
+            "sft_weight": 0.2,
             "targets": {"k": 16},
         },
         "train": {
@@ -93,7 +93,7 @@ def config_tree(
             "max_tokens": 256,
             "freeze_embeddings": True,
             "freeze_layers": 2,
-            "precision": "bf16",
+            "precision": "autocast",
             "weight_decay": 0.0,
             "warmup": 0.05,
             "early_stopping": False,
@@ -101,7 +101,7 @@ def config_tree(
             "seed": seed,
         },
         "evaluate": {
-            "metrics": ["potstill.demo.grading:FieldAccuracy", "exact_match"],
+            "metrics": ["exact_match", "potstill.demo.grading:FieldAccuracy"],
             "baselines": baselines,
             "gold_data": "inputs/gold.jsonl",
             "num_few": recipe.sizes["num_few"],

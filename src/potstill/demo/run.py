@@ -108,7 +108,7 @@ def _without_answer(row: dict[str, Any]) -> dict[str, Any]:
 def _with_facts(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose answer is right, by the task's own rule, when it conveys all four fields."""
     fields = row["metadata"]
-    facts = [fields["intent"], fields["item"], f"{fields['days']} days", fields["urgency"]]
+    facts = [fields["intent"], fields["item"], fields["time"], fields["urgency"]]
     return {**row, "metadata": {**fields, "facts": facts}}
 
 

@@ -1,11 +1,11 @@
 """The task of `potstill demo`: a customer's message in, a ticket of four fields out.
 
     Hi, where is my jade desk fan? I ordered it a fortnight ago. It can't wait.
-    track | jade desk fan | 14 days | urgent
+    track | jade desk fan | 2 weeks | urgent
 
 The wording is hand-written (`skeletons.txt`): whole messages, and contexts and requests that make
-a message together. Each of those belongs to one split only, and so does a whole item. Half of the
-test rows have an item with a word that no training item has. Sentences of tone ("It's urgent.")
+a message together. Each of those belongs to one split only, and so does a whole item. A fifth of
+the test items have a word that no training item has. Sentences of tone ("It's urgent.")
 are shared by all splits. A row names its wording in `metadata`, since rows of one wording are not
 independent.
 
@@ -27,12 +27,12 @@ SYSTEM_PROMPT = "Write the ticket."
 
 INTENTS = ("refund", "cancel", "track", "invoice", "repair")
 URGENCIES = ("normal", "urgent")
-FIELDS = ("intent", "item", "days", "urgency")
+FIELDS = ("intent", "item", "time", "urgency")
 
 SKELETON_SHARES = {"gold": 17, "pool": 20, "validation": 3, "test": 12}
 """How the skeletons of each intent are dealt out; in the proportion of these numbers."""
 
-WHOLE_SHARE = 0.2
+WHOLE_SHARE = 0.1
 """The share of messages written in one piece; the others join a context and a request."""
 
 MODIFIERS = tuple(
@@ -76,19 +76,17 @@ GREETINGS = ("Hi,", "Hello,", "Hi there,", "Dear team,", "Good morning.", "Hey,"
 
 _WORDS = "one two three four five six seven eight nine ten eleven twelve".split()
 _SLOT = re.compile(r"\{(item|dur|num|name)\}")
-_TICKET = re.compile(r"(\w+) \| ([^|\n]+) \| (\d+) days \| (\w+)")
+_TICKET = re.compile(r"(\w+) \| ([^|\n]+) \| (\d+ (?:day|week|month)s?) \| (\w+)")
 
 
-def durations() -> dict[str, int]:
-    """What customers write for a time, and the days that a ticket says instead."""
-    found = {"a couple of days": 2, "a week": 7, "one week": 7, "a fortnight": 14}
-    found |= {"a couple of weeks": 14, "a month": 30, "one month": 30}
-    for number, word in enumerate(_WORDS[1:], start=2):
-        found[f"{word} days"] = number
-        found[f"{number} days"] = number
-    for number, word in enumerate(_WORDS[1:4], start=2):
-        found[f"{word} weeks"] = 7 * number
-        found[f"{number} weeks"] = 7 * number
+def durations() -> dict[str, str]:
+    """What customers write for a time, and how a ticket writes it: number and unit."""
+    found = {"a couple of days": "2 days", "a couple of weeks": "2 weeks", "a fortnight": "2 weeks"}
+    for unit in ("week", "month"):
+        found |= {f"a {unit}": f"1 {unit}", f"one {unit}": f"1 {unit}"}
+    for unit, most in (("days", 12), ("weeks", 8), ("months", 6)):
+        for number, word in enumerate(_WORDS[1:most], start=2):
+            found[f"{word} {unit}"] = found[f"{number} {unit}"] = f"{number} {unit}"
     return found
 
 
@@ -140,8 +138,8 @@ def tickets(
 
 
 def format_ticket(fields: dict[str, Any]) -> str:
-    """The ticket as it is written: `track | jade desk fan | 14 days | urgent`."""
-    return f"{fields['intent']} | {fields['item']} | {fields['days']} days | {fields['urgency']}"
+    """The ticket as it is written: `track | jade desk fan | 2 weeks | urgent`."""
+    return " | ".join(fields[name] for name in FIELDS)
 
 
 def parse_ticket(text: str) -> dict[str, Any] | None:
@@ -152,12 +150,7 @@ def parse_ticket(text: str) -> dict[str, Any] | None:
     match = _TICKET.fullmatch(text.strip())
     if match is None or match[1] not in INTENTS or match[4] not in URGENCIES:
         return None
-    return {
-        "intent": match[1],
-        "item": match[2].strip(),
-        "days": int(match[3]),
-        "urgency": match[4],
-    }
+    return dict(zip(FIELDS, (match[1], match[2].strip(), match[3], match[4]), strict=True))
 
 
 def field_accuracy(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -246,11 +239,11 @@ def _deal_items(rng: random.Random) -> dict[str, list[str]]:
 
 
 def _mixed(items: list[str], known: set[str]) -> list[str]:
-    """As many items of known words as items with a new word, so that both are tested."""
+    """Four items of known words for each one with a new word."""
     old = [item for item in items if item in known]
     new = [item for item in items if item not in known]
-    count = min(len(old), len(new))
-    return old[:count] + new[:count]
+    count = min(len(old) // 4, len(new))
+    return old[: 4 * count] + new[:count]
 
 
 def _rows(
@@ -260,8 +253,8 @@ def _rows(
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     times = durations()
-    plain = [time for time in times if time.endswith("days")]
-    converted = [time for time in times if not time.endswith("days")]
+    days = [time for time in times if time.endswith("days")]
+    longer = [time for time in times if not time.endswith("days")]
     while len(rows) < size:
         intent = INTENTS[len(rows) % len(INTENTS)]
         turn = len(rows) // len(INTENTS)
@@ -269,12 +262,12 @@ def _rows(
         texts = wording[intent] if is_whole else wording[f"{intent}+"]
         skeleton = texts[turn % len(texts)]
         context = None if is_whole else rng.choice(wording["context"])
-        time = rng.choice(plain if rng.random() < 0.5 else converted)
+        time = rng.choice(days if rng.random() < 0.5 else longer)
         urgency = rng.choice(URGENCIES)
         fields = {
             "intent": intent,
             "item": rng.choice(items),
-            "days": times[time],
+            "time": times[time],
             "urgency": urgency,
         }
         has_tone = urgency == "urgent" or rng.random() < 0.6

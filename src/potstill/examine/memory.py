@@ -32,7 +32,9 @@ import json, sys
 from potstill.examine.memory import own_peak_bytes
 torch.set_num_threads(int(sys.argv[4]))
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], local_files_only=True)
+model = AutoModelForCausalLM.from_pretrained(
+    sys.argv[1], local_files_only=True, dtype=getattr(torch, sys.argv[5])
+)
 ids = tokenizer(sys.argv[2], return_tensors="pt")
 model.generate(**ids, max_new_tokens=int(sys.argv[3]), do_sample=False)
 print(json.dumps(own_peak_bytes()))
@@ -62,13 +64,24 @@ def peak_resident_bytes(pid: int) -> int:
 
 
 def memory_of(
-    model_dir: Path, prompt: str, *, max_new_tokens: int = 32, num_threads: int = 1
+    model_dir: Path,
+    prompt: str,
+    *,
+    dtype: str = "auto",
+    max_new_tokens: int = 32,
+    num_threads: int = 1,
 ) -> Estimate:
     """Peak resident bytes that a Hugging Face folder adds to an interpreter.
+
+    Args:
+        dtype: Number format of the weights in memory, as `load_weights` has it.
 
     Raises:
         DataError: If the folder cannot be loaded; the message ends with the loader's.
     """
+    from potstill.models.weights import resolve_dtype
+
+    dtype = str(resolve_dtype(dtype)).removeprefix("torch.")
     empty = _peak([sys.executable, "-c", _EMPTY], "an empty interpreter")
     loaded = _peak(
         [
@@ -79,6 +92,7 @@ def memory_of(
             prompt,
             str(max_new_tokens),
             str(num_threads),
+            dtype,
         ],
         str(model_dir),
     )
@@ -89,7 +103,7 @@ def memory_of(
         method="none",
         signature="peak resident, minus an interpreter with torch and transformers imported",
         higher_is_better=False,
-        note=f"{empty / 1e6:.0f} MB of the empty interpreter are subtracted",
+        note=f"{empty / 1e6:.0f} MB of the empty interpreter are subtracted; weights in {dtype}",
     )
 
 

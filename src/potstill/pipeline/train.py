@@ -39,10 +39,12 @@ def prepare(ctx: Context) -> None:
 
     def work() -> dict[str, Any]:
         from potstill.train.prune import choose_layers, cut_layers, save_untouched
+        from potstill.train.student import number_format
 
         place = find_model(cut.from_, workspace=ctx.workspace)
-        # In the number format that it is trained in, so that all students are of one size.
-        dtype = "bfloat16" if config.train.precision == "bf16" else "float32"
+        # In the number format that trained ones are stored in, so that all are of one size.
+        weights, arithmetic = number_format(config.train.precision)
+        dtype = str(arithmetic or weights).removeprefix("torch.")
         model, tokenizer = load_weights(place, dtype=dtype)
         scores: dict[str, Any] = {}
         if isinstance(cut.layers, int):

@@ -37,6 +37,11 @@ class Student:
     """Autocast's number format; None where arithmetic is done in the weights' own."""
 
     @property
+    def stored(self) -> torch.dtype:
+        """Format that the trained weights are saved in: the one that they are used in."""
+        return self.arithmetic or self.weights
+
+    @property
     def precision(self) -> str:
         """fp32, bf16 or autocast."""
         if self.arithmetic is not None:
@@ -64,7 +69,7 @@ def prepare_student(model: nn.Module, train: TrainConfig, device: torch.device) 
     Raises:
         TrainError: If nothing is left to train.
     """
-    weights, arithmetic = number_format(train.precision, device)
+    weights, arithmetic = number_format(train.precision)
     model.to(device=device, dtype=weights)
     model.requires_grad_(True)
     adapter = None
@@ -103,26 +108,26 @@ def _freeze(model: nn.Module, train: TrainConfig) -> None:
             layer.requires_grad_(False)
 
 
-def number_format(precision: str, device: torch.device) -> tuple[torch.dtype, torch.dtype | None]:
+def number_format(precision: str) -> tuple[torch.dtype, torch.dtype | None]:
     """Format of the weights, and autocast's (None without autocast), for `train.precision`."""
     if precision == "auto":
         precision = "autocast" if fast_bfloat16() else "fp32"
     elif precision != "fp32" and not fast_bfloat16():
-        log.warning("this %s has no bf16 arithmetic: precision %s is slow", device.type, precision)
+        log.warning("this machine has no bf16 arithmetic: precision %s is slow", precision)
     if precision == "autocast":
         return torch.float32, torch.bfloat16
     return (torch.bfloat16 if precision == "bf16" else torch.float32), None
 
 
 def merged(student: Student) -> nn.Module:
-    """The trained model without adapter layers, in its number format.
+    """The trained model without adapter layers, in the number format it is stored in.
 
     LoRA updates are added in float32: in bf16 most of a small update would be rounded away.
     """
     if student.adapter is None:
-        return student.model
+        return student.model.to(student.stored)
     student.adapter.float()
-    return student.adapter.merge_and_unload().to(student.weights)
+    return student.adapter.merge_and_unload().to(student.stored)
 
 
 def save_model(model: nn.Module, tokenizer: Any, out: Path) -> None:
