@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from scipy import stats
 
 from potstill.types import Comparison, Estimate, Report
 
@@ -69,7 +72,7 @@ def page(runs: Path, seeds: list[int]) -> str:
         f"n = {first.task['n']} test tickets a seed. A seed changes wordings, items, order and "
         "resampling. Values with 95 % intervals; differences and retention are paired.",
         "",
-        f"## {first.primary_metric.replace('_', ' ').capitalize()}: share of the four fields right",
+        f"## {first.primary_metric.replace('_', ' ').capitalize()}: right in all four fields",
         "",
         "| seed | " + " | ".join(ROWS) + " |",
         "|---|" + "---|" * len(ROWS),
@@ -90,10 +93,17 @@ def page(runs: Path, seeds: list[int]) -> str:
     ]
     for seed, report in reports.items():
         cells = [difference(report, name) for name in others]
-        cells.append(show(report.retention.get("of_teacher")))
-        cells.append(show(report.models["distilled"].metrics.get("latency_ratio")))
-        cells.append(show(report.models["gguf:q8_0"].metrics.get("latency_ratio")))
+        cells += [show(found) for found in ratios(report)]
         lines.append(f"| {seed} | " + " | ".join(cells) + f" | {seconds[seed] / 60:.1f} |")
+    if len(reports) > 2:
+        found = [
+            [compared(report, name).difference for name in others] for report in reports.values()
+        ]
+        cells = [over_seeds(column, sign="+") for column in zip(*found, strict=True)]
+        found = [[ratio.value for ratio in ratios(report)] for report in reports.values()]
+        cells += [over_seeds(column) for column in zip(*found, strict=True)]
+        lines.append("| **mean** | " + " | ".join(cells) + " | |")
+        lines += ["", "The mean is that of the seeds, with Student's t interval over them."]
     return "\n".join(lines) + "\n"
 
 
@@ -113,18 +123,30 @@ def show(found: Estimate | None) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
+def ratios(report: Report) -> list[Estimate]:
+    """Kept quality, time of an answer, and that of the GGUF file, as shares of the teacher's."""
+    times = [report.models[role].metrics["latency_ratio"] for role in ("distilled", "gguf:q8_0")]
+    return [report.retention["of_teacher"], *times]
+
+
+def over_seeds(values: tuple[float, ...], sign: str = "") -> str:
+    """Mean of the seeds with its 95 % t interval."""
+    mean, n = statistics.fmean(values), len(values)
+    half = stats.t.ppf(0.975, n - 1) * statistics.stdev(values) / n**0.5
+    return f"{mean:{sign}.3f} [{mean - half:{sign}.3f}, {mean + half:{sign}.3f}]"
+
+
 def difference(report: Report, other: str) -> str:
-    found: Comparison | None = next(
-        (
-            c
-            for c in report.comparisons
-            if (c.a, c.b, c.metric) == ("distilled", other, report.primary_metric)
-        ),
-        None,
-    )
-    if found is None or found.difference is None:
-        return ""
+    found = compared(report, other)
     return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def compared(report: Report, other: str) -> Comparison:
+    return next(
+        c
+        for c in report.comparisons
+        if (c.a, c.b, c.metric) == ("distilled", other, report.primary_metric)
+    )
 
 
 if __name__ == "__main__":

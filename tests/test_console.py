@@ -8,6 +8,7 @@ from examine.fake_report import fake_report
 
 from potstill import console
 from potstill.examine import numbers
+from potstill.types import Estimate
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,26 @@ def test_a_report_fits_eighty_columns(capsys):
     assert "On 60 test answers" in out and "95 % interval" in out
     line = next(line for line in out.splitlines() if line.startswith("distilled "))
     assert "[" in line and "MB" in line
+
+
+def test_rows_whose_names_say_little_are_explained_under_the_tables(capsys):
+    report = fake_report(n=60)
+    console.print_report(report)
+    out = capsys.readouterr().out
+    role = next(role for role in report.models if role in ("text", "gold_few", "untouched"))
+    lines = [line for line in out.splitlines() if line.startswith(f"{role}  ")]
+    assert "student" in lines[-1]
+
+
+def test_a_column_without_any_value_is_left_out(capsys):
+    report = fake_report(n=60)
+    empty = Estimate(value=None, n=60, note="needs 100 calls")
+    models = {
+        role: found.model_copy(update={"metrics": {**found.metrics, "latency.p95": empty}})
+        for role, found in report.models.items()
+    }
+    console.print_report(report.model_copy(update={"models": models}))
+    assert "slowest" not in capsys.readouterr().out
 
 
 def test_markup_and_terminal_codes_are_shown_and_not_obeyed(capsys):

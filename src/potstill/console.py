@@ -23,7 +23,7 @@ from rich.text import Text
 from potstill.examine import numbers
 from potstill.examine.numbers import count, duration, parameters, size
 from potstill.examine.report_markdown import metric_names
-from potstill.examine.report_verdict import metric_text
+from potstill.examine.report_verdict import metric_text, role_text
 from potstill.types import Estimate, Evaluation, Report
 
 __all__ = [
@@ -156,14 +156,31 @@ def print_report(report: Report) -> None:
     if others is not None:
         print_line()
         _print_table(others)
+    _print_legend(report, width)
     for gate in report.gates:
         state = "passed" if gate["passed"] else "FAILED"
         print_line(f"gate {state}: {gate['rule']} ({gate['found']})")
     if report.num_regressions or report.num_wins:
-        print_line(
-            f"\n{count(report.num_regressions)} answers are wrong where another model is right, "
-            f"{count(report.num_wins)} right where no other is."
+        print_line()
+        cases = (
+            f"Of the distilled student's answers {count(report.num_regressions)} are wrong where "
+            f"another model is right, and {count(report.num_wins)} right where no other is."
         )
+        for line in textwrap.wrap(cases, width):
+            print_line(line)
+
+
+def _print_legend(report: Report, width: int) -> None:
+    """What the rows are whose names do not say it."""
+    named = {role: role_text(role) for role in report.models}
+    named = {r: t for r, t in named.items() if t != r and r not in ("teacher", "distilled")}
+    if named:
+        print_line()
+    indent = max(map(len, named), default=0) + 2
+    for role, text in named.items():
+        line = clean(role).ljust(indent) + text
+        for part in textwrap.wrap(line, width, subsequent_indent=" " * indent):
+            print_line(part)
 
 
 def _main_table(report: Report) -> Table:
@@ -196,7 +213,11 @@ def _cost(evaluation: Evaluation, name: str) -> str:
 def _other_metrics(report: Report, width: int) -> Table | None:
     """The metrics beside the primary one, as many as there is room for."""
     skipped = (report.primary_metric, *ELSEWHERE)
-    names = [name for name in metric_names(report) if name not in skipped]
+    names = [
+        name
+        for name in metric_names(report)
+        if name not in skipped and any(_has_value(e, name) for e in report.models.values())
+    ]
     room = width - max((len(role) for role in report.models), default=0)
     table = _table()
     table.add_column(Text(""), no_wrap=True)
@@ -217,6 +238,11 @@ def _other_metrics(report: Report, width: int) -> Table | None:
             *(Text(numbers.number(found.value, found.unit) if found else "") for found in cells),
         )
     return table
+
+
+def _has_value(evaluation: Evaluation, name: str) -> bool:
+    found = evaluation.metrics.get(name)
+    return found is not None and found.value is not None
 
 
 def _table() -> Table:

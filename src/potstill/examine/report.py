@@ -1,8 +1,8 @@
 """Puts all evaluations of a run together: comparisons, retention, gates, verdict.
 
 The report is JSON; `report_markdown` and `report_html` draw it again at any time without a
-model. Its `data` may hold `requested`, `answered`, `accepted` (counts) and `rejected` (reason
-to count).
+model. Its `data` may hold `requested`, `answered`, `accepted` (counts), `rejected` (reason to
+count) and `quality` (figures of the accepted set).
 """
 
 from __future__ import annotations
@@ -74,23 +74,23 @@ def build_report(
         ConfigError: If a gate cannot be read.
     """
     models = _checked(evaluations, samples, student)
-    if closed:
-        models = _with_agreement(models, samples, seed)
+    models = _with_agreement(models, samples, seed) if closed else models
     metrics = [get_metric(name) for name in _compared(models, student, primary_metric)]
     pairs = [(student, role) for role in models if role != student and not is_export(role)]
     pairs += [(role, student) for role in models if is_export(role) and role != student]
     comparisons = compare_all(pairs, metrics, samples, margin=margin, seed=seed)
     primary = metrics[0].name
+    kept = _retention(metrics[0], models, samples, student, seed)
     checked = check_gates(gates, models, student=student)
     return Report(
         run=run,
         task=task,
         models=models,
         comparisons=comparisons,
-        retention=_retention(metrics[0], models, samples, student, seed),
+        retention=kept,
         primary_metric=primary,
         verdict=verdict_sentence(
-            models, comparisons, primary=primary, student=student, gates=checked
+            models, comparisons, primary=primary, student=student, gates=checked, kept=kept
         ),
         **_cases(models, samples, student),
         confusion={role: confusion(samples[role]) for role in models} if closed else {},

@@ -75,12 +75,18 @@ def verdict_sentence(
     primary: str,
     student: str = "distilled",
     gates: Sequence[Mapping[str, Any]] = (),
+    kept: Mapping[str, Estimate] | None = None,
 ) -> str:
-    """The report's first lines. Claims only what the comparisons' verdicts allow."""
+    """The report's first lines. Claims only what the comparisons' verdicts allow.
+
+    Args:
+        kept: What `compare.retention` found.
+    """
     found = {c.b: c for c in comparisons if c.a == student and c.metric == primary}
     sentences = [_level(evaluations[student].metrics[primary], primary)]
     if "teacher" in found:
         sentences.append(_against_teacher(found["teacher"], evaluations, primary))
+        sentences += _kept((kept or {}).get("of_teacher"))
     if "untouched" in found:
         sentences.append(_against_untouched(found["untouched"], primary))
     beaten, unbeaten = [], []
@@ -164,6 +170,15 @@ def _against_teacher(found: Comparison, evaluations: Mapping[str, Evaluation], p
     return f"Whether it is as good as the teacher ({level}) stays open ({span})." + _detectable(
         found, primary
     )
+
+
+def _kept(found: Estimate | None) -> list[str]:
+    if found is None or found.value is None:
+        return []
+    doubt = ""
+    if found.low is not None and found.high is not None:
+        doubt = f" ({_amount(found.low, found)} to {_amount(found.high, found)})"
+    return [f"It keeps {_amount(found.value, found)} of the teacher's quality{doubt}."]
 
 
 def _detectable(found: Comparison, primary: str) -> str:
