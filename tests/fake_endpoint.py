@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback that answers, or fails as a script says."""
+"""Servers on loopback that speak OpenAI's API and Azure's form of it, or fail as a script says."""
 
 from __future__ import annotations
 
@@ -48,10 +48,22 @@ class FakeEndpoint:
         self.models = ["fake"]
         self.url = ""
 
+    def add_routes(self, router: web.UrlDispatcher) -> str:
+        """Registers what it serves; returns the path of the base URL."""
+        router.add_post("/v1/chat/completions", self.handle)
+        router.add_get("/v1/models", self.list_models)
+        return "/v1"
+
+    def refuses(self, request: web.Request, body: dict[str, Any]) -> tuple[int, Any] | None:
+        """What the protocol itself does not allow: (status, body), or None."""
+        return None
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(json.loads(await request.read()))
         self.headers.append(dict(request.headers))
-        step = self.script.pop(0) if self.script else (200, self.answer(self.bodies[-1]))
+        step = self.refuses(request, self.bodies[-1])
+        if step is None:
+            step = self.script.pop(0) if self.script else (200, self.answer(self.bodies[-1]))
         if step == "drop":
             request.transport.abort()
             await asyncio.sleep(0)
@@ -66,18 +78,56 @@ class FakeEndpoint:
         return web.json_response({"object": "list", "data": [{"id": i} for i in self.models]})
 
 
+class FakeAzure(FakeEndpoint):
+    """Azure OpenAI with one deployment called `fake`, at both kinds of addresses."""
+
+    key = "azure-canary-41d2"
+    filtered = {
+        "message": "The response was filtered due to the prompt triggering the policy.",
+        "type": None,
+        "param": "prompt",
+        "code": "content_filter",
+        "status": 400,
+        "innererror": {
+            "code": "ResponsibleAIPolicyViolation",
+            "content_filter_result": {
+                "hate": {"filtered": False, "severity": "safe"},
+                "violence": {"filtered": True, "severity": "medium"},
+            },
+        },
+    }
+
+    def add_routes(self, router: web.UrlDispatcher) -> str:
+        router.add_post("/openai/deployments/{model}/chat/completions", self.handle)
+        router.add_post("/openai/v1/chat/completions", self.handle)
+        return ""
+
+    def refuses(self, request: web.Request, body: dict[str, Any]) -> tuple[int, Any] | None:
+        given = request.headers
+        bearer = given.get("Authorization", "").removeprefix("Bearer ")
+        if self.key not in (given.get("api-key"), bearer):
+            message = "Access denied due to invalid subscription key or wrong API endpoint."
+            return 401, {"error": {"code": "401", "message": message}}
+        by_deployment = "model" in request.match_info
+        if by_deployment != request.query.get("api-version", "")[:1].isdigit():
+            return 404, {"error": {"code": "404", "message": "Resource not found"}}
+        if request.match_info.get("model", body["model"]) != "fake":
+            message = "The API deployment for this resource does not exist."
+            return 404, {"error": {"code": "DeploymentNotFound", "message": message}}
+        return None
+
+
 @contextlib.asynccontextmanager
 async def serving(fake: FakeEndpoint) -> AsyncIterator[FakeEndpoint]:
     """Runs the server on a free loopback port."""
     app = web.Application(client_max_size=2**26)
-    app.router.add_post("/v1/chat/completions", fake.handle)
-    app.router.add_get("/v1/models", fake.list_models)
+    path = fake.add_routes(app.router)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = site._server.sockets[0].getsockname()[1]
-    fake.url = f"http://127.0.0.1:{port}/v1"
+    fake.url = f"http://127.0.0.1:{port}{path}"
     try:
         yield fake
     finally:

@@ -4,6 +4,7 @@
       ConfigError        ValueError     a config key or a command-line value is wrong
       DataError          ValueError     a record or a data file is malformed
         VocabMismatch                   teacher targets and student use different vocabularies
+        AnswersLost                     answers that were kept cannot be read any more
       TeacherError       RuntimeError   the teacher did not answer
         TeacherRefused                  it never will: wrong key, URL or model name
       TrainError         RuntimeError   training cannot go on
@@ -43,6 +44,12 @@ class DataError(PotstillError, ValueError):
 
 class VocabMismatch(DataError):
     """Teacher targets and student use different vocabularies."""
+
+
+class AnswersLost(DataError):
+    """Answers that were kept cannot be read any more; the same command asks for them again."""
+
+    exit_code = 1
 
 
 class TeacherError(PotstillError, RuntimeError):

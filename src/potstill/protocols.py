@@ -150,7 +150,8 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "not_refusal": "potstill.teach.checks:not_refusal",
         "task": "potstill.teach.checks:task",
         "agrees": "potstill.teach.checks:agrees",
-        "no_duplicates": "potstill.teach.checks:no_duplicates",
+        "no_duplicates": "potstill.teach.doubles:NoDuplicates",
+        "no_near_duplicates": "potstill.teach.doubles:NoNearDuplicates",
     },
     "loss": {
         "sft": "potstill.train.losses:cross_entropy",

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 from pydantic import BaseModel
 
@@ -59,6 +59,7 @@ class RunDir:
     accepted = property(lambda self: self.path / "data" / "accepted.jsonl")
     accepted_validation = property(lambda self: self.path / "data" / "accepted-validation.jsonl")
     rejected = property(lambda self: self.path / "data" / "rejected.jsonl")
+    quality = property(lambda self: self.path / "data" / "quality.json")
     leaks = property(lambda self: self.path / "data" / "leaks.jsonl")
     targets = property(lambda self: self.path / "targets")
     metrics = property(lambda self: self.path / "metrics.jsonl")
@@ -72,10 +73,6 @@ class RunDir:
     report_markdown = property(lambda self: self.path / "reports" / "report.md")
     exports = property(lambda self: self.path / "exports")
     done = property(lambda self: self.path / "done")
-
-    def response_file(self, split: str) -> Path:
-        """Where the teacher's answers to `train` or `validation` are kept."""
-        return self.responses / f"{split}.jsonl"
 
     def samples(self, role: str) -> Path:
         """Where the answers of one model to the test set are kept."""
@@ -116,28 +113,59 @@ class RunDir:
         except (OSError, ValueError):
             return {}
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Holds the run for this process; the lock ends with the process, however it ends.
 
         Raises:
             RunLocked: If another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise RunLocked(
-                    f"{self.path} is in use by process {owner}; wait for it, or end it and "
-                    f"run the same command again"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+        return locked(self.path)
+
+
+class LedgerDir:
+    """Typed paths of the teacher's answers: segments, their index, and what was damaged."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    index = property(lambda self: self.path / "index.sqlite")
+
+    def segment(self, number: int) -> Path:
+        """Answers in the order of their arrival, one a line."""
+        return self.path / f"answers-{number:05d}.jsonl"
+
+    def damaged(self, number: int) -> Path:
+        """Lines of a segment that cannot be read any more, as they were found."""
+        return self.path / f"damaged-{number:05d}.jsonl"
+
+    def segments(self) -> list[int]:
+        """Numbers of the segments that are there."""
+        names = (path.stem.removeprefix("answers-") for path in self.path.glob("answers-*.jsonl"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        RunLocked: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise RunLocked(
+                f"{folder} is in use by process {owner}; wait for it, or end it and "
+                f"run the same command again"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def content_hash(*parts: Any) -> str:
@@ -166,13 +194,14 @@ def _hash_path(digest: Any, path: Path) -> None:
         digest.update(b"absent")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none: beside its place first, then moved over it."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """Gives a text file to fill, and moves it to `path` only when that went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -183,11 +212,25 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or none: beside its place first, then moved over it."""
+    with whole_file(path) as file:
+        file.write(text)
+
+
 def write_jsonl(path: Path, nouns: Iterable[BaseModel]) -> int:
     """Writes one noun a line, the whole file or none. Returns how many."""
-    lines = [noun.model_dump_json(exclude_defaults=True) for noun in nouns]
-    write_text(path, "".join(line + "\n" for line in lines))
-    return len(lines)
+    count = 0
+    with whole_file(path) as file:
+        for noun in nouns:
+            file.write(json_line(noun))
+            count += 1
+    return count
+
+
+def json_line(noun: BaseModel) -> str:
+    """A noun as a line of a JSONL file."""
+    return noun.model_dump_json(exclude_defaults=True) + "\n"
 
 
 def read_jsonl(path: Path, noun: type[N]) -> list[N]:
@@ -196,19 +239,58 @@ def read_jsonl(path: Path, noun: type[N]) -> list[N]:
     Raises:
         DataError: If a line inside the file cannot be read.
     """
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    nouns = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-        try:
-            nouns.append(noun.model_validate_json(line))
-        except ValueError as error:
-            raise DataError(
-                f"{path}:{number}: not a {noun.__name__}: {str(error).splitlines()[0]}; "
-                f"delete the line to have it made again"
-            ) from None
-    return nouns
+    return list(iter_jsonl(path, noun))
+
+
+def iter_jsonl(path: Path, noun: type[N]) -> Iterator[N]:
+    """What `read_jsonl` reads, one by one."""
+    return iter(JsonLines(path, noun))
+
+
+class JsonLines(Generic[N]):
+    """A file of nouns, one a line: read as often as wanted, and never as a whole."""
+
+    def __init__(self, path: Path, noun: type[N]):
+        self.path, self._noun = path, noun
+
+    def __iter__(self) -> Iterator[N]:
+        return (found for _, found in self.without(()))
+
+    def num_lines(self) -> int:
+        """How many there are, without looking into them."""
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+
+    def without(self, left_out: Iterable[int]) -> Iterator[tuple[int, N]]:
+        """The nouns with their places, from 0, but for places that are not even looked at.
+
+        Args:
+            left_out: Places in ascending order.
+
+        Raises:
+            DataError: If a line cannot be read.
+        """
+        if not self.path.exists():
+            return
+        places = iter(left_out)
+        skipped = next(places, None)
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    return
+                if number == skipped:
+                    skipped = next(places, None)
+                    continue
+                try:
+                    found = self._noun.model_validate_json(line)
+                except ValueError as error:
+                    raise DataError(
+                        f"{self.path}:{number + 1}: not a {self._noun.__name__}: "
+                        f"{str(error).splitlines()[0]}; delete the line to have it made again"
+                    ) from None
+                yield number, found
 
 
 @contextlib.contextmanager

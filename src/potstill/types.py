@@ -66,17 +66,33 @@ class Sampling(Noun):
     presence_penalty: float = 0.0
 
 
-class TokenLogprobs(Noun):
-    """The most probable tokens at one position of an answer, as an endpoint told them."""
+class Logprobs(Noun):
+    """The most probable tokens at each position of an answer, as an endpoint told them.
 
-    text: str
-    """The token that was sampled."""
+    Arrays are little-endian bytes (base64 in JSON), N positions of K tokens, most probable
+    first; `models.logprobs` reads and writes them.
+    """
 
-    data: str = ""
-    """Its bytes in hexadecimal; empty where the endpoint gives no bytes."""
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
-    top: tuple[tuple[str, float], ...] = ()
-    """Pairs of (bytes in hexadecimal, log-probability in nats), most probable first."""
+    k: int
+    sampled: bytes
+    """int32 [N]: the tokens of the answer."""
+
+    ids: bytes
+    """int32 [N, K]: token ids; -1 where fewer than K were told."""
+
+    values: bytes
+    """float16 [N, K]: log-probabilities in nats; minus infinity where fewer than K were told."""
+
+    tail: bytes
+    """float32 [N]: probability of all tokens that were not told."""
+
+    tokens: tuple[str, ...] = ()
+    """Bytes of tokens in hexadecimal, which the ids count; empty where the ids are the model's."""
+
+    mode: Literal["raw", "processed"] | None = None
+    """Before temperature and penalties, or after; None where nobody said."""
 
 
 class Response(Noun):
@@ -109,7 +125,7 @@ class Response(Noun):
     """Hash of prompt, model and sampling: the same request has the same fingerprint."""
 
     error: str = ""
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: Logprobs | None = None
 
 
 class Rejection(Noun):

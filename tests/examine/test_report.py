@@ -47,6 +47,16 @@ def sentence(verdicts: dict[str, str], *, exports=(), gates=(), note=""):
     return verdict_sentence(models, comparisons, primary="accuracy", gates=gates)
 
 
+def test_the_verdict_says_how_much_of_the_teacher_is_kept():
+    models = {role: Evaluation(role=role, id=role, metrics={"accuracy": found()})
+              for role in ("distilled", "teacher")}  # fmt: skip
+    against = Comparison(a="distilled", b="teacher", metric="accuracy", difference=-0.1, low=-0.2,
+                         high=-0.05, verdict="worse")  # fmt: skip
+    kept = {"of_teacher": Estimate(value=0.908, n=300, low=0.857, high=0.96)}
+    text = verdict_sentence(models, [against], primary="accuracy", kept=kept)
+    assert "It keeps 90.8 % of the teacher's quality (85.7 % to 96.0 %)." in text
+
+
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
@@ -219,3 +229,11 @@ def test_ticks_are_round_numbers():
         log_ticks(0.001, 1) == pytest.approx([0.001, 0.01, 0.1, 1]) or len(log_ticks(1e-3, 1)) <= 7
     )
     assert len(log_ticks(1e-6, 1e6)) <= 5
+
+
+def test_the_accepted_set_is_described_in_both_forms(report):
+    page, text = render_html(report), render_markdown(report)
+    for words in ("as balanced as 1.8", "0.31 of the word pairs", "240 of 250 rows", "8 words"):
+        assert words in page
+        assert words in text
+    assert "<b>no</b>" not in page

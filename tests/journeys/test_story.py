@@ -63,6 +63,7 @@ def told(place, overrides=(), run="run"):
 def test_every_row_is_in_the_report_and_a_second_run_does_nothing(place):
     report, run, kinds = told(place)
     assert set(kinds.values()) == {"done"}
+    assert run.facts("split")["num_validation"] > 0
     rows = {"teacher", "untouched", "gold_few", "text", "distilled", "gguf:f32"}
     assert rows <= set(report.models)
     assert report.models["distilled"].num_parameters < report.models["teacher"].num_parameters

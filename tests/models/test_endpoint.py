@@ -10,6 +10,8 @@ from pydantic import SecretStr
 from potstill.config import PriceConfig
 from potstill.errors import ConfigError, TeacherError, TeacherRefused
 from potstill.models.endpoint import EndpointModel
+from potstill.models.logprobs import logprob_arrays
+from potstill.models.transport import Transport
 from potstill.types import Message, Record, Sampling
 
 ASK = Record(id="r1", messages=(Message(role="user", content="Is it?"),))
@@ -111,7 +113,7 @@ def test_being_too_fast_does_not_count_as_an_attempt():
 
 def test_an_endpoint_that_is_busy_for_ever_ends_in_an_error():
     fake = FakeEndpoint(*[(429, "busy", {"Retry-After": "600"})] * 30)
-    assert "was busy for" in refused(fake, TeacherError)
+    assert "was too busy for anyone for" in refused(fake, TeacherError)
 
 
 @pytest.mark.parametrize(
@@ -219,9 +221,11 @@ def test_log_probabilities_are_ranked_and_limited_to_what_was_asked():
         (200, completion("é", logprobs={"content": [{**entry, "top_logprobs": tops}]}))
     )
     (response,), _ = run(fake, sampling=Sampling(top_logprobs=2))
-    (position,) = response.logprobs
-    assert position.data == "c3a9"
-    assert position.top == (("62", -0.1), ("61", -2.0))
+    arrays = logprob_arrays(response.logprobs)
+    spelled = [bytes.fromhex(token) for token in response.logprobs.tokens]
+    assert spelled[arrays.sampled_N[0]] == "é".encode()
+    assert [spelled[i] for i in arrays.ids_NK[0]] == [b"b", b"a"]
+    assert arrays.logprobs_NK[0] == pytest.approx([-0.1, -2.0], rel=2**-11)
     assert fake.bodies[0]["top_logprobs"] == 2
 
 
@@ -249,9 +253,11 @@ def test_an_endpoint_with_one_model_needs_no_name():
     assert "has 9: m0, m1, m2, m3, m4 …" in message
 
 
-def test_a_body_without_end_is_cut_off(monkeypatch):
-    monkeypatch.setattr("potstill.models.endpoint._LARGEST_BODY_BYTES", 10_000)
-    assert "sent more than" in refused(FakeEndpoint(b"x" * 200_000), TeacherError)
+def test_a_body_without_end_is_cut_off():
+    transport = Transport(timeout_seconds=10, largest_bytes=10_000)
+    fake = FakeEndpoint(b"x" * 200_000)
+    assert "sent more than" in refused(fake, TeacherError, transport=transport)
+    assert len(fake.bodies) == 1
 
 
 def test_nobody_there_is_an_error_that_names_the_host():

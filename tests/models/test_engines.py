@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from potstill.errors import TeacherError
 from potstill.models.catalog import find_model
+from potstill.models.endpoint import EndpointModel
 from potstill.models.engines import GgufModel
+from potstill.models.logprobs import logprob_arrays
 from potstill.types import Message, Record, Sampling
 
 pytest.importorskip("xllamacpp")
@@ -58,6 +61,56 @@ def test_a_gguf_file_answers_with_its_own_template_and_says_its_memory(gguf):
     assert answers[0].num_prompt_tokens > 30 and answers[0].num_new_tokens == 8
     assert memory > 80e6
     assert process.poll() is not None
+
+
+@pytest.mark.slow
+def test_log_probabilities_of_a_real_server_have_the_models_ids_and_no_temperature(gguf):
+    gguf_package = pytest.importorskip("gguf")
+
+    async def main():
+        model = GgufModel(gguf, threads=1)
+        try:
+            return [
+                await model.respond(
+                    ASK, Sampling(max_new_tokens=1, temperature=heat, seed=1, top_logprobs=5)
+                )
+                for heat in (0.0, 2.0)
+            ]
+        finally:
+            await model.close()
+
+    cold, hot = asyncio.run(main())
+    arrays, heated = logprob_arrays(cold.logprobs), logprob_arrays(hot.logprobs)
+    assert cold.logprobs.mode == "raw" and not cold.logprobs.tokens
+    assert arrays.ids_NK.shape == (1, 5)
+    tokens = gguf_package.GGUFReader(gguf).fields["tokenizer.ggml.tokens"].contents()
+    assert tokens[arrays.sampled_N[0]] == cold.text and arrays.sampled_N[0] == arrays.ids_NK[0, 0]
+    kept = np.exp(arrays.logprobs_NK.astype(float)).sum(-1)
+    assert kept + arrays.tail_N == pytest.approx(1.0, abs=2e-3) and 0 < arrays.tail_N[0] < 1
+    np.testing.assert_array_equal(arrays.ids_NK, heated.ids_NK)
+    np.testing.assert_allclose(arrays.logprobs_NK, heated.logprobs_NK, rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_the_same_through_openais_api_and_anthropics(gguf):
+    turns = (Message(role="system", content="Be brief."), *ASK.messages)
+    record = Record(id="a", messages=turns)
+
+    async def main():
+        model = GgufModel(gguf, threads=1)
+        try:
+            await model.prepare()
+            other = EndpointModel(model._endpoint._wire.base, api="anthropic")
+            answers = [await m.respond(record, Sampling(max_new_tokens=8)) for m in (model, other)]
+            await other.close()
+            return answers
+        finally:
+            await model.close()
+
+    first, second = asyncio.run(main())
+    for field in ("text", "finish_reason", "num_prompt_tokens", "num_new_tokens"):
+        assert getattr(first, field) == getattr(second, field), field
+    assert first.text and first.num_prompt_tokens > 10
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ import pytest
 from potstill.config import GenerationConfig
 from potstill.errors import ConfigError
 from potstill.tasks import get_task
-from potstill.teach.checks import build_checks, check_responses, not_refusal
+from potstill.teach.accept import accept, check_responses
+from potstill.teach.checks import build_checks, divided, not_refusal
 from potstill.types import Message, Record, Response
 
 
@@ -55,6 +56,8 @@ def test_an_answer_must_have_finished(response, expected):
         "Désolé, je ne peux pas répondre.",
         "抱歉，我无法回答这个问题。",
         "क्षमा करें, मैं इसका उत्तर नहीं दे सकता।",
+        "ക്ഷമിക്കണം, എനിക്ക് ഇതിന് ഉത്തരം നൽകാൻ കഴിയില്ല.",
+        "عذرًا، لا أستطيع المساعدة في ذلك.",
     ],
 )
 def test_refusals_are_found(text):
@@ -82,12 +85,47 @@ def test_polite_answers_are_no_refusals(text):
     [
         ("math", record("2+2?", reference="4"), "#### 4", None),
         ("math", record("2+2?", reference="4"), "who knows", "unparsable"),
+        ("math", record("2+2?", reference="4"), "#### 5", "disagrees"),
+        ("math", record("2+2?", reference="४"), "#### 4.0", None),
+        ("math", record("2+2?"), "#### 5", None),
+        ("qa", record("Which?\n(A) red\n(B) blue"), "C", "off_label"),
+        ("qa", record("Which?\n(A) red\n(B) blue"), "(B)", None),
+        ("nli", record(), "विरोधाभास", "off_label"),
+        ("classification", record(labels=["वापसी", "शिकायत"]), "शिकायत", None),
+        ("classification", record(labels=["പരാതി", "മടക്കം"]), "ഉത്തരം: പരാതി", None),
         ("classification", record(labels=["red", "blue"]), "red", None),
         ("classification", record(labels=["red", "blue"]), "green", "off_label"),
         ("nli", record(), "perhaps", "off_label"),
         ("translation", record("Translate into Hindi: The red house"), "लाल घर", None),
         ("translation", record("Translate into Hindi: The red house"), "lal ghar", "language"),
         ("translation", record("Translate into Hindi: The red house"), "The red house", "copy"),
+        ("translation", record("The red house", target_lang="ml"), "ചുവന്ന വീട്", None),
+        ("translation", record("The red house", target_lang="ml"), "लाल घर", "language"),
+        (
+            "translation",
+            record("Translate into German: The dog is in the house."),
+            "The dog, that is to say the animal, is in the house.",
+            "language",
+        ),
+        (
+            "translation",
+            record("Translate into German: The dog is in the house."),
+            "Der Hund ist in dem Haus.",
+            None,
+        ),
+        (
+            "translation",
+            record("मराठी में: यह मेरा घर है और वह दूर नहीं है", target_lang="mr"),
+            "यह मेरा घर है और यह नगर से दूर नहीं है",
+            "language",
+        ),
+        (
+            "translation",
+            record("Translate into Japanese: This is my house."),
+            "这是我的房子，不是他的。",
+            "language",
+        ),
+        ("translation", record("Translate to Chinese: This is a house."), "这是一座房子。", None),
         (
             "translation",
             record("Translate: The house is here", reference="Das rote Haus steht hier am Meer"),
@@ -95,10 +133,19 @@ def test_polite_answers_are_no_refusals(text):
             "length_ratio",
         ),
         ("summarization", record("A long text about ships. " * 9), "Ships.", None),
+        ("summarization", record("A long text about ships. " * 19), "Ships.", "too_short"),
         ("summarization", record("A long text. " * 9), "A long text. " * 9, "copy"),
         ("summarization", record("A short one."), "word " * 30, "too_long_summary"),
         ("conversation", record("Hello there"), "hello  there!", "copy"),
         ("conversation", record("Hello there"), "Hi.", None),
+        ("conversation", record("Hello there"), "...", "too_short"),
+        ("conversation", record("Hello there"), "k", "too_short"),
+        ("conversation", record("你好吗"), "好", None),
+        ("conversation", record("कैसे हैं?"), "ठीक", None),
+        ("summarization", record("जहाज़ों के बारे में एक लंबा पाठ। " * 9), "जहाज़।", "too_short"),
+        ("summarization", record("വള്ളങ്ങളെ കുറിച്ച് ഒരു വാചകം. " * 9), "വള്ളങ്ങൾ പഴയതാണ്, വേഗമുള്ളതും.", None),
+        ("summarization", record("关于船的长文章。" * 20), "这篇文章讲船。", None),
+        ("summarization", record("关于船的长文章。" * 20), "关于船的长文章。" * 20, "copy"),
     ],
 )  # fmt: skip
 def test_the_form_is_the_tasks(task, asked, text, expected):
@@ -118,13 +165,10 @@ def test_a_wrong_answer_disagrees_where_the_right_one_is_known():
     assert reason("agrees", "math", record(), answer("#### 5")) is None
 
 
-def test_the_second_of_two_like_answers_is_a_duplicate():
-    (check,) = build_checks(["no_duplicates"], get_task("qa"))
-    assert check(record(), answer("Yes, it is.")) is None
-    assert check(record(), answer("yes it is")).reason == "duplicate"
-    assert check(record("Another?"), answer("Yes, it is.")) is None
-    (fresh,) = build_checks(["no_duplicates"], get_task("qa"))
-    assert fresh(record(), answer("Yes, it is.")) is None
+def test_foreign_code_and_computer_algebra_run_apart():
+    names = ("finished", "task", "mine:check", "agrees", "no_duplicates")
+    assert divided(names, get_task("qa")) == (["finished", "task", "agrees"], ["mine:check"])
+    assert divided(names, get_task("math")) == (["finished"], ["task", "mine:check", "agrees"])
 
 
 def test_an_unknown_check_is_answered_with_the_nearest():
@@ -134,7 +178,7 @@ def test_an_unknown_check_is_answered_with_the_nearest():
 
 def test_an_accepted_record_has_the_teachers_answer_and_keeps_the_known_one():
     checks = build_checks(["finished", "task"], get_task("math"))
-    records = [record("2+2?", reference="5", id="a", level=1), record("3+3?", id="b")]
+    records = [record("2+2?", reference="4.0", id="a", level=1), record("3+3?", id="b")]
     responses = [
         answer("four: 4", record_id="a", reasoning="two and two", model="t"),
         answer("none", record_id="b"),
@@ -143,7 +187,7 @@ def test_an_accepted_record_has_the_teachers_answer_and_keeps_the_known_one():
     (kept,), (rejected,) = check_responses(records, responses, checks, get_task("math"))
     assert (kept.id, kept.reference, kept.messages) == ("a", "four: 4", records[0].messages)
     assert kept.metadata == {
-        "level": 1, "gold": "5", "reasoning": "two and two", "model": "t",
+        "level": 1, "gold": "4.0", "reasoning": "two and two", "model": "t",
     }  # fmt: skip
     assert (rejected.record_id, rejected.reason) == ("b", "unparsable")
 
@@ -201,3 +245,45 @@ def test_a_conversation_with_one_bad_turn_is_rejected_as_a_whole(second):
     kept, (rejected,) = check_responses([TALK], responses, build_checks(["finished"], task), task)
     assert not kept
     assert rejected.turn == 1
+
+
+def sampled(*texts):
+    return [answer(text, sample=number) for number, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "kept", "reasons"),
+    [
+        ("math", ["#### 4", "#### 5", "so 4.0"], ["#### 4"], ["outvoted", "duplicate"]),
+        ("nli", ["neutral", "The answer is neutral."], ["neutral"], ["duplicate"]),
+        ("qa", ["Paris", "London"], [], ["no_majority", "no_majority"]),
+        ("classification", ["हाँ।", "नहीं", "हाँ"], ["हाँ।"], ["outvoted", "duplicate"]),
+        ("math", ["#### ४२", "#### 42", "#### 7"], ["#### ४२"], ["duplicate", "outvoted"]),
+    ],
+)
+def test_a_vote_keeps_one_answer_of_the_most_frequent(task, texts, kept, reasons):
+    config = GenerationConfig(choose="vote", num_responses=3)
+    rows = [
+        (
+            record("Which?", labels=["हाँ", "नहीं"]) if task == "classification" else record(),
+            sampled(*texts),
+        )
+    ]
+    (outcome,) = accept(rows, get_task(task), config=config)
+    assert [row.reference for row in outcome.accepted] == kept
+    assert [rejection.reason for rejection in outcome.rejected] == reasons
+
+
+def test_a_vote_counts_only_what_passed_the_checks():
+    config = GenerationConfig(choose="vote", num_responses=3)
+    checks = build_checks(["task"], get_task("nli"), config=config)
+    rows = [(record(), sampled("who knows", "nobody does", "neutral"))]
+    (outcome,) = accept(rows, get_task("nli"), checks=checks, config=config)
+    assert [(row.id, row.reference) for row in outcome.accepted] == [("r#2", "neutral")]
+    assert [rejection.reason for rejection in outcome.rejected] == ["off_label", "off_label"]
+
+
+def test_without_scores_there_is_no_best():
+    config = GenerationConfig(choose="best", best_by="own:length", num_responses=2)
+    with pytest.raises(ConfigError, match="stage check"):
+        list(accept([(record(), sampled("a", "b"))], get_task("qa"), config=config))

@@ -15,8 +15,12 @@ import typer
 from potstill import console
 from potstill.cli.options import RUNS, Json, Offline, Runs, existing_run, go_offline
 from potstill.config import config_keys, json_schema
-from potstill.rundir import read_jsonl
+from potstill.errors import ConfigError
+from potstill.rundir import iter_jsonl
 from potstill.types import Rejection
+
+EXAMPLES = 3
+"""Rejected answers that are shown in full for each reason."""
 
 EXTRAS = {
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors"),
@@ -82,35 +86,71 @@ def check_data(
 
 def rejected(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.", metavar="RUN")],
+    reason: Annotated[
+        str | None, typer.Option(help="List the answers rejected for this reason.")
+    ] = None,
     runs: Runs = RUNS,
     json: Json = False,
     offline: Offline = False,
 ) -> None:
     """Show which answers of the teacher were rejected, and why.
 
-    Example: potstill data rejected faq-student
+    Example: potstill data rejected faq-student --reason off_label
     """
     go_offline(offline)
     folder = existing_run(run, runs)
-    found = read_jsonl(folder.rejected, Rejection)
-    if json:
-        console.print_json([rejection.model_dump(mode="json") for rejection in found])
+    counts: Counter[str] = Counter()
+    first: dict[str, list[Rejection]] = {}
+    listed: list[Rejection] = []
+    for rejection in iter_jsonl(folder.rejected, Rejection):
+        counts[rejection.reason] += 1
+        examples = listed if rejection.reason == reason else first.setdefault(rejection.reason, [])
+        if rejection.reason == reason or len(examples) < EXAMPLES:
+            examples.append(rejection)
+    if reason is not None:
+        _show_rejections(reason, listed, counts, json=json)
         return
     asked, kept = folder.facts("teach"), folder.facts("check")
-    accepted = kept.get("num_train", 0) + kept.get("num_validation", 0)
+    facts = {
+        "dropped_before": folder.facts("split").get("num_dropped", 0),
+        "requested": asked.get("requested", 0),
+        "answered": asked.get("answered", 0),
+        "accepted": kept.get("num_train", 0) + kept.get("num_validation", 0),
+        "rejected": counts.total(),
+    }
+    if json:
+        reasons = {
+            name: {"count": n, "examples": [r.model_dump(mode="json") for r in first[name]]}
+            for name, n in counts.most_common()
+        }
+        console.print_json({**facts, "reasons": reasons})
+        return
     console.print_line(
-        f"{asked.get('requested', 0):,} requested, {asked.get('answered', 0):,} answered, "
-        f"{accepted:,} accepted, {len(found):,} rejected"
+        f"{facts['requested']:,} requested, {facts['answered']:,} answered, "
+        f"{facts['accepted']:,} accepted, {facts['rejected']:,} rejected"
     )
-    by_reason: dict[str, list[Rejection]] = {}
-    for rejection in found:
-        by_reason.setdefault(rejection.reason, []).append(rejection)
     rows = [
-        [reason, f"{len(group):,}", group[0].record_id, group[0].detail]
-        for reason, group in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+        [name if i == 0 else "", f"{n:,}" if i == 0 else "", one.record_id, one.detail]
+        for name, n in counts.most_common()
+        for i, one in enumerate(first[name])
     ]
     if rows:
-        console.print_table(["REASON", "COUNT", "FIRST RECORD", "WHAT WAS FOUND"], rows)
+        console.print_table(["REASON", "COUNT", "RECORD", "WHAT WAS FOUND"], rows)
+
+
+def _show_rejections(
+    reason: str, listed: list[Rejection], counts: Counter[str], *, json: bool
+) -> None:
+    if not listed:
+        known = f"the reasons are: {', '.join(counts)}" if counts else "none was rejected at all"
+        raise ConfigError(f"no answer was rejected as {reason!r}; {known}")
+    if json:
+        console.print_json([rejection.model_dump(mode="json") for rejection in listed])
+        return
+    rows = [
+        [one.record_id, str(one.sample), str(one.turn), one.check, one.detail] for one in listed
+    ]
+    console.print_table(["RECORD", "SAMPLE", "TURN", "CHECK", "WHAT WAS FOUND"], rows)
 
 
 def list_models(json: Json = False, offline: Offline = False) -> None:

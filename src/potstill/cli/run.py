@@ -20,7 +20,7 @@ from potstill.cli.options import (
     read_config,
 )
 from potstill.config import TASKS
-from potstill.errors import ConfigError, GateFailed
+from potstill.errors import ConfigError, GateFailed, PotstillError
 from potstill.rundir import RunDir, write_text
 from potstill.types import Report
 
@@ -40,6 +40,13 @@ RUN_HELP = """Run the whole pipeline in the foreground; the same command again c
 
 Example: potstill run distill.yaml train.num_epochs=1
 """
+TEACH_HELP = f"""{STAGE_HELP["teach"]}
+
+Runs the stages before it that are not done. With --verify nothing is asked: every answer that a
+run keeps is read again.
+
+Example: potstill teach distill.yaml
+"""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,7 +54,10 @@ def add_to(app: typer.Typer) -> None:
     app.command("init")(init)
     app.command("run", help=RUN_HELP)(run)
     for stage, text in STAGE_HELP.items():
-        _add_stage(app, stage, text)
+        if stage == "teach":
+            app.command(stage, help=TEACH_HELP)(teach)
+        else:
+            _add_stage(app, stage, text)
     app.command("report")(report)
 
 
@@ -92,15 +102,49 @@ def _add_stage(app: typer.Typer, stage: str, text: str) -> None:
         offline: Offline = False,
     ) -> None:
         go_offline(offline)
-        _, folder = _distill(config, overrides, runs, quiet=json, stop_after=stage)
-        if json:
-            console.print_json({"stage": stage, "run": str(folder.path), **folder.facts(stage)})
+        _run_to(stage, config, overrides, runs, json)
 
     help_text = (
         f"{text}\n\nRuns the stages before it that are not done.\n\n"
         f"Example: potstill {stage} distill.yaml"
     )
     app.command(stage, help=help_text)(command)
+
+
+def _run_to(stage: str, config: Path, overrides: list[str] | None, runs: Path, json: bool) -> None:
+    _, folder = _distill(config, overrides, runs, quiet=json, stop_after=stage)
+    if json:
+        console.print_json({"stage": stage, "run": str(folder.path), **folder.facts(stage)})
+
+
+def teach(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all answers again and say what is damaged.")
+    ] = False,
+    runs: Runs = RUNS,
+    json: Json = False,
+    offline: Offline = False,
+) -> None:
+    """Asks the teacher, or reads what it answered again."""
+    go_offline(offline)
+    if not verify:
+        _run_to("teach", config, overrides, runs, json)
+        return
+    from potstill.pipeline.teach import verify as verify_answers
+
+    is_config = config.is_file()
+    folder = read_config(config, None, runs)[1] if is_config else existing_run(str(config), runs)
+    found = verify_answers(folder)
+    if json:
+        console.print_json(found.model_dump(mode="json"))
+    else:
+        console.print_line(f"{folder.responses}: {found.text}")
+    if found.damage:
+        raise PotstillError(f"{found.damage}. The next potstill run asks for them again")
+    if not json:
+        console.print_line("all of it is whole")
 
 
 def _distill(

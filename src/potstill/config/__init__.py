@@ -1,5 +1,13 @@
 """The run configuration: sections, the file they are read from, and their explanations."""
 
+from potstill.config.checks import CheckLimits
+from potstill.config.data import (
+    PERSONAL_KINDS,
+    FeedbackConfig,
+    FieldTest,
+    PrivacyConfig,
+    Where,
+)
 from potstill.config.file import (
     config_keys,
     dump_config,
@@ -8,6 +16,8 @@ from potstill.config.file import (
     parse_config,
 )
 from potstill.config.models import (
+    Api,
+    LogprobsMode,
     PriceConfig,
     PruneConfig,
     Section,
@@ -29,20 +39,28 @@ from potstill.config.sections import (
 
 __all__ = [
     "NAME_PATTERN",
+    "PERSONAL_KINDS",
     "TASKS",
     "AdapterConfig",
+    "Api",
+    "CheckLimits",
     "DataConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "FeedbackConfig",
+    "FieldTest",
     "GenerationConfig",
+    "LogprobsMode",
     "LossConfig",
     "PriceConfig",
+    "PrivacyConfig",
     "PruneConfig",
     "Section",
     "StudentConfig",
     "TargetsConfig",
     "TeacherConfig",
     "TrainConfig",
+    "Where",
     "config_keys",
     "dump_config",
     "json_schema",

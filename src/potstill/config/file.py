@@ -173,10 +173,13 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         return place
 
     data = config.data
-    files = {
+    files: dict[str, Any] = {
         name: anchor(value) if isinstance(value := getattr(data, name), Path) else value
         for name in ("validation", "test")
     }
+    files["keep_out"] = tuple(anchor(path) for path in data.keep_out)
+    if isinstance(names := data.privacy.names, Path):
+        files["privacy"] = data.privacy.model_copy(update={"names": anchor(names)})
     gold = config.evaluate.gold_data
     gold = anchor(gold) if gold else None
     student = config.student

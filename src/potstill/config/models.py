@@ -20,6 +20,14 @@ def _as_source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+Api = Literal["openai", "azure", "anthropic"]
+"""What an endpoint speaks: OpenAI's chat completions, Azure's form of it, Anthropic's messages."""
+
+
+LogprobsMode = Literal["raw", "processed"]
+"""Whether log-probabilities are told before temperature and penalties, or after."""
+
+
 class PriceConfig(Section):
     input: float = Field(0.0, ge=0)
     """Price of a million prompt tokens."""
@@ -30,10 +38,22 @@ class PriceConfig(Section):
 
 class TeacherConfig(Section):
     source: str | None = None
-    """Short name, Hugging Face folder, `file.gguf`, or URL of an OpenAI-compatible endpoint."""
+    """Short name, Hugging Face folder, `file.gguf`, or URL of an endpoint."""
 
     url: str | None = None
-    """Base URL of an OpenAI-compatible endpoint, such as `https://host/v1`."""
+    """Base URL of an endpoint, such as `https://host/v1`."""
+
+    api: Api | None = None
+    """What the endpoint speaks: `openai` (also vLLM, llama.cpp and most others), `azure` or
+    `anthropic`. Found from the host where it is Azure's or Anthropic's, else `openai`."""
+
+    api_version: str | None = None
+    """Azure only: version for addresses by deployment, such as `2024-10-21`. Without it Azure's
+    v1 API is asked, which has none."""
+
+    logprobs_mode: LogprobsMode | None = None
+    """What the endpoint's log-probabilities are: `raw`, before temperature and penalties, or
+    `processed`, after. Kept beside them; a server does not say it itself."""
 
     model: str | None = None
     """Name of the model at the endpoint."""
@@ -46,6 +66,13 @@ class TeacherConfig(Section):
 
     timeout_seconds: float = Field(120.0, gt=0)
     """How long one request may take before it is tried again."""
+
+    requests_per_minute: int | None = Field(None, ge=1)
+    """Most requests that an endpoint is sent in a minute; without it, what its headers say."""
+
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Most tokens, prompts and answers, that an endpoint is asked for in a minute; without it,
+    what its headers say."""
 
     @model_validator(mode="after")
     def _names_one_place(self) -> TeacherConfig:

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from potstill.config.checks import CheckLimits
+from potstill.config.data import FeedbackConfig, Privacy, PrivacyConfig, Where, contradictions
 from potstill.config.models import Section, Student, Teacher
 
 TaskName = Literal[
@@ -28,11 +30,11 @@ def _as_paths(value: Any) -> Any:
     return [value] if isinstance(value, str | os.PathLike) else value
 
 
-Paths = Annotated[
+PathList = Annotated[
     tuple[Path, ...],
     BeforeValidator(_as_paths, json_schema_input_type=Path | tuple[Path, ...]),
-    Field(min_length=1),
 ]
+Paths = Annotated[PathList, Field(min_length=1)]
 
 
 class DataConfig(Section):
@@ -54,8 +56,37 @@ class DataConfig(Section):
     columns: dict[str, str] = {}
     """Which column is what, where the names are not the usual ones: `{prompt: frage}`."""
 
+    keep_out: PathList = ()
+    """Further test sets, beside `test`, whose text must not reach the student: a file or a list."""
+
+    label_quota: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]] | None = None
+    """Most accepted training rows for each answer from a small set: a number for all, or by
+    answer, `{yes: 500, no: 500}`. The first ones are kept."""
+
+    format: Literal["auto", "rows", "stored_completions", "batch"] = "auto"
+    """What the rows of `train_data` are: plain rows, stored completions, or a batch's input and
+    output files; told from the rows by default."""
+
+    where: Where | None = None
+    """Which rows of `train_data` are taken: a rule on their fields, with `all`, `any`, `not`."""
+
+    logged_answers: Literal["regenerate", "reuse"] = "regenerate"
+    """Whether the teacher answers logged prompts anew, or the logged answers are learned and no
+    teacher is asked."""
+
+    feedback: FeedbackConfig | None = None
+    """For `logged_answers: reuse`: which logged answers are good enough to learn."""
+
+    privacy: Privacy = PrivacyConfig()
+    """What becomes of personal data: `auto`, `off`, `pseudonymise`, `redact`, or a mapping."""
+
     @model_validator(mode="after")
     def _grouping_has_a_field(self) -> DataConfig:
+        if self.feedback is not None and self.logged_answers != "reuse":
+            raise ValueError(
+                "feedback chooses among logged answers, and logged_answers: regenerate asks for "
+                "all of them anew; use logged_answers: reuse, or where to choose rows"
+            )
         if self.split_by != "record" and not self.group_by:
             raise ValueError(f"split_by: {self.split_by} needs group_by, the metadata field to use")
         for name, value in (("validation", self.validation), ("test", self.test)):
@@ -76,6 +107,14 @@ class GenerationConfig(Section):
 
     num_responses: int = Field(1, ge=1, le=64)
     """Answers per prompt. Above 1 needs temperature > 0."""
+
+    choose: Literal["all", "vote", "best"] = "all"
+    """Which of several answers to a prompt the student learns: all that pass the checks, one of
+    those that most agree on (labels, options, numbers, short answers), or the best by `best_by`."""
+
+    best_by: str | None = None
+    """For `choose: best`: the function that scores an answer, `module:attribute` (record and
+    response to a number, higher is better)."""
 
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     """Endpoints only: lowers tokens by how often they stand in the answer already."""
@@ -100,13 +139,18 @@ class GenerationConfig(Section):
     """Log-probabilities per answer token that an endpoint is asked for."""
 
     max_in_flight: int | Literal["auto"] = "auto"
-    """Requests open at once; `auto` is 20 for an endpoint and four batches for local weights."""
+    """Most requests open at once; `auto` is 256 for an endpoint and four batches for local
+    weights. An endpoint gets 20 at first, and more while it keeps up."""
 
     batch_size: int = Field(32, ge=1)
     """Prompts that local weights answer together."""
 
     min_success_ratio: float = Field(0.95, ge=0, le=1)
     """Share of all requested answers that must arrive; below it the run stops, with all kept."""
+
+    max_failures: int | None = Field(None, ge=0)
+    """Most answers that may fail to come; with one more the run stops, with all kept. No limit of
+    its own by default."""
 
     max_cost: float | None = Field(None, gt=0)
     """Stop before the teacher's bill exceeds this; needs `teacher.price`."""
@@ -290,8 +334,11 @@ class DistillConfig(Section):
 
     data: DataConfig = DataConfig()
     generation: GenerationConfig = GenerationConfig()
-    checks: tuple[str, ...] = ("finished", "not_refusal", "task")
+    checks: tuple[str, ...] = ("finished", "not_refusal", "task", "no_duplicates")
     """What an answer must pass before the student sees it: names, or `module:attribute`."""
+
+    check_limits: CheckLimits = CheckLimits()
+    """What a check may take. One that hangs, crashes or takes more rejects its row alone."""
 
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
@@ -301,7 +348,7 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillConfig:
-        problems = []
+        problems = contradictions(self.data, self.generation)
         generation = self.generation
         if generation.num_responses > 1 and generation.temperature == 0:
             problems.append(
@@ -322,6 +369,17 @@ class DistillConfig(Section):
                 f"generation.prompting: chain_of_thought is not for task: {self.task}; "
                 "it is for nli, qa, math and classification"
             )
+        if generation.choose == "vote" and self.task in (
+            "summarization",
+            "conversation",
+            "translation",
+        ):
+            problems.append(
+                f"generation.choose: vote is not for task: {self.task}, whose right answers "
+                "differ in their words; use best, with generation.best_by"
+            )
+        if (generation.choose == "best") != (generation.best_by is not None):
+            problems.append("generation.choose: best and generation.best_by need each other")
         if generation.max_cost is not None and self.teacher.price is None:
             problems.append("generation.max_cost needs teacher.price: {input: ..., output: ...}")
         if problems:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from potstill.data.answers import BadRow
+from potstill.data.logs import is_answer_row, joined, read_log
 from potstill.data.read import Row, as_json, iter_rows
+from potstill.data.select import Selection
 from potstill.data.shapes import KNOWN, Shape, read_shape
 from potstill.errors import DataError
 from potstill.types import Message, Record
@@ -46,7 +48,11 @@ class _Found(NamedTuple):
 
 
 def load_dataset(
-    path: Source, *, columns: Mapping[str, str] | None = None, task: str | None = None
+    path: Source,
+    *,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+    selection: Selection | None = None,
 ) -> list[Record]:
     """Records of one or more files (or of rows in memory), in their order.
 
@@ -57,15 +63,17 @@ def load_dataset(
         path: A JSONL, JSON, CSV, Parquet or text file; or a list of files, rows or records.
         columns: What a column is called there: `{"prompt": "frage"}`.
         task: Name of the task, for rows that are a bare text.
+        selection: Which rows are taken, and as what; it counts those that were not.
 
     Raises:
         DataError: If anything in it cannot be used. The message names the first five rows
             with their lines and counts the rest. Two rows with one id must be equal.
     """
-    problems = _Problems(path)
+    selection = selection or Selection()
+    problems = _Problems(path, selection)
     records: list[Record] = []
     places: dict[str, tuple[str, Record]] = {}
-    for found in _found(path, columns or {}, task):
+    for found in _found(path, columns or {}, task, selection):
         if found.record is None:
             problems.add(found.where, found.problem)
             continue
@@ -96,8 +104,9 @@ def iter_records(
     Raises:
         DataError: At the end, if a row cannot be used.
     """
-    problems = _Problems(path)
-    for found in _found(path, columns or {}, task):
+    selection = Selection()
+    problems = _Problems(path, selection)
+    for found in _found(path, columns or {}, task, selection):
         if found.record is None:
             problems.add(found.where, found.problem)
             continue
@@ -110,7 +119,8 @@ def iter_records(
 class _Problems:
     """What is wrong with a source, gathered into one message."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, selection: Selection):
+        self.selection = selection
         self.name = str(source) if isinstance(source, str | os.PathLike) else "the data"
         self.told: list[str] = []
         self.total = 0
@@ -134,13 +144,16 @@ class _Problems:
                 f"{told}{rest}"
             )
         if not self.num_rows:
-            raise DataError(f"{self.name}: no rows; it needs one row for each prompt")
+            left_out = f", {self.selection} left out" if self.selection.left_out else ""
+            raise DataError(f"{self.name}: no rows{left_out}; it needs one row for each prompt")
 
 
-def _found(source: Source, columns: Mapping[str, str], task: str | None) -> Iterator[_Found]:
+def _found(
+    source: Source, columns: Mapping[str, str], task: str | None, selection: Selection
+) -> Iterator[_Found]:
     _check_columns(columns)
     absent = set(columns.values())
-    for row in _rows(source):
+    for row in selection.take(_rows(source, selection)):
         if isinstance(row.value, Mapping):
             absent -= row.value.keys()
         if isinstance(row.value, Record):
@@ -148,19 +161,38 @@ def _found(source: Source, columns: Mapping[str, str], task: str | None) -> Iter
         elif row.problem:
             yield _Found(row.where, None, row.problem, False)
         else:
-            yield _read(row, columns, task)
+            found = _read(row, columns, task, selection)
+            if found.record is None or selection.wants(found.record):
+                yield found
+    for key, problem in selection.problems():
+        yield _Found(key, None, problem, False)
     if absent and len(absent) < len(set(columns.values())):
         names = ", ".join(sorted(absent))
         yield _Found("data.columns", None, f"no row has a column called {names}", False)
 
 
-def _rows(source: Source) -> Iterator[Row]:
-    items = [source] if isinstance(source, str | os.PathLike) else source
-    for index, item in enumerate(items, start=1):
-        if isinstance(item, str | os.PathLike):
-            yield from iter_rows(Path(item).expanduser())
-        else:
-            yield Row(f"row {index}", as_json(item) if isinstance(item, Mapping) else item)
+def _rows(source: Source, selection: Selection) -> Iterator[Row]:
+    """Rows in order; answers of a batch stand with their prompts, wherever they were."""
+    items = [source] if isinstance(source, str | os.PathLike) else list(source)
+    is_answers = [
+        selection.format in ("auto", "batch") and is_answer_row(next(_rows_of(item, 1), None))
+        for item in items
+    ]
+    numbered = list(zip(items, is_answers, strict=True))
+
+    def rows(answers: bool) -> Iterator[Row]:
+        for index, (item, is_answer) in enumerate(numbered, start=1):
+            if is_answer == answers:
+                yield from _rows_of(item, index)
+
+    yield from joined(rows(False), rows(True)) if any(is_answers) else rows(False)
+
+
+def _rows_of(item: Any, index: int) -> Iterator[Row]:
+    if isinstance(item, str | os.PathLike):
+        yield from iter_rows(Path(item).expanduser())
+    else:
+        yield Row(f"row {index}", as_json(item) if isinstance(item, Mapping) else item)
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -170,13 +202,13 @@ def _check_columns(columns: Mapping[str, str]) -> None:
             raise DataError(f"data.columns: no field is called {name!r}; did you mean {close[0]}?")
 
 
-def _read(row: Row, columns: Mapping[str, str], task: str | None) -> _Found:
+def _read(row: Row, columns: Mapping[str, str], task: str | None, selection: Selection) -> _Found:
     try:
         if not isinstance(row.value, Mapping):
             raise BadRow(f"a row must be an object, got {type(row.value).__name__}")
         renamed, shadowed = _rename(row.value, columns)
         _check_text(renamed)
-        shape = read_shape(renamed, task)
+        shape = read_log(renamed, selection.format) or read_shape(renamed, task)
         _check_prompt(shape)
         record, own_id = _record(renamed, shape, shadowed)
     except BadRow as error:

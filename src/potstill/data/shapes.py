@@ -75,10 +75,6 @@ def read_shape(row: Mapping[str, Any], task: str | None = None) -> Shape:
     for keys, reader in SHAPES:
         if all(row.get(key) is not None for key in keys):
             return _with_system(reader(row, task), row)
-    if {"custom_id", "response"} <= row.keys():
-        raise BadRow(
-            "a batch answer without its prompt; give the batch's input file, or rows with both"
-        )
     fields = ", ".join(list(row)[:8]) or "nothing"
     raise BadRow(
         f'no "messages", "prompt" or "question" in this row; it has: {fields}. '
@@ -106,35 +102,6 @@ def _sharegpt(row: Mapping[str, Any], task: str | None) -> Shape:
     return _split_answer(turns, row, ("conversations",))
 
 
-def _stored_completion(row: Mapping[str, Any], task: str | None) -> Shape:
-    """A production log: the request as it was sent and the response as it came."""
-    request = row["request"]
-    if not isinstance(request, Mapping) or "messages" not in request:
-        raise BadRow('"request" has no "messages"; a stored completion needs both')
-    turns = read_turns(request["messages"], "request.messages")
-    if turns[-1][0] != "user":
-        raise BadRow(f"request.messages end with {turns[-1][0]}; a prompt ends with a user turn")
-    response = row.get("response") or row
-    body = response.get("body", response) if isinstance(response, Mapping) else {}
-    choices = body.get("choices") if isinstance(body, Mapping) else None
-    reference = None
-    if choices:
-        try:
-            reference = _content(choices[0]["message"]["content"], "response.choices[0].message")
-        except (KeyError, TypeError, IndexError):
-            raise BadRow("response.choices[0].message.content is missing") from None
-    metadata = {"model": request["model"]} if isinstance(request.get("model"), str) else {}
-    return Shape(turns, reference, metadata, ("request", "response", "choices"))
-
-
-def _batch_input(row: Mapping[str, Any], task: str | None) -> Shape:
-    body = row["body"]
-    if not isinstance(body, Mapping) or "messages" not in body:
-        raise BadRow('"body" has no "messages"; only chat completion batches are read')
-    turns = read_turns(body["messages"], "body.messages")
-    return _split_answer(turns, row, ("body", "method", "url"))
-
-
 def read_turns(value: Any, key: str) -> list[tuple[str, str]]:
     """(role, content) of a list of turns, whether it says role/content or from/value."""
     if isinstance(value, str):
@@ -152,13 +119,14 @@ def read_turns(value: Any, key: str) -> list[tuple[str, str]]:
             raise BadRow(f"{at} has the role {name!r}; there are: system, user, assistant")
         if role == "system" and any(r != "system" for r, _ in turns):
             raise BadRow(f"{at} is a system turn after other turns; put it first")
-        turns.append((role, _content(turn.get("content", turn.get("value")), at)))
+        turns.append((role, read_content(turn.get("content", turn.get("value")), at)))
     if all(role != "user" for role, _ in turns):
         raise BadRow(f'no user turn in "{key}"; a prompt needs one')
     return turns
 
 
-def _content(value: Any, at: str) -> str:
+def read_content(value: Any, at: str) -> str:
+    """Text of a turn, of its parts where it is a list of them."""
     if isinstance(value, list):
         kinds = {part.get("type") if isinstance(part, Mapping) else None for part in value}
         if kinds - {"text", "input_text", "output_text"}:
@@ -321,8 +289,6 @@ Reader = Callable[[Mapping[str, Any], str | None], Shape]
 SHAPES: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("messages",), _messages),
     (("conversations",), _sharegpt),
-    (("request",), _stored_completion),
-    (("body",), _batch_input),
     (("premise", "hypothesis"), _premise_hypothesis),
     (("question",), _question),
     (("instruction",), _alpaca),

@@ -13,20 +13,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from potstill.data.ngrams import FEWEST_NGRAMS, NEAR, ngrams, template_ngrams, without
 from potstill.data.words import fold
 from potstill.errors import DataError
 from potstill.types import Record, Rejection
-
-NEAR = 0.8
-"""Jaccard similarity of character 5-grams from which two prompts are near-duplicates."""
-
-NGRAM = 5
-FEWEST_NGRAMS = 20
-"""Prompts with fewer 5-grams of their own are compared exactly only."""
-
-TEMPLATE_SHARE = 0.05
-TEMPLATE_ROWS = 5
-"""A 5-gram in more than 5 % of the rows, and in more than 5 rows, belongs to the template."""
 
 
 class Splits(NamedTuple):
@@ -257,8 +247,8 @@ def _near_duplicates(
 ) -> list[tuple[Record, Rejection]]:
     if not train or not test:
         return []
-    templates = _template_ngrams([*all_train, *test])
-    owns = [_without(_ngrams(_key(record)), templates) for record in test]
+    templates = template_ngrams(_key(record) for record in [*all_train, *test])
+    owns = [without(ngrams(_key(record)), templates) for record in test]
     usable = [index for index, own in enumerate(owns) if len(own) >= FEWEST_NGRAMS]
     if not usable:
         return []
@@ -269,7 +259,7 @@ def _near_duplicates(
     keys, rows = keys[order], rows[order]
     found = []
     for record in train:
-        own = _without(_ngrams(_key(record)), templates)
+        own = without(ngrams(_key(record)), templates)
         if len(own) < FEWEST_NGRAMS:
             continue
         shared = _shared(own, keys, rows, len(test))
@@ -290,42 +280,3 @@ def _shared(own: np.ndarray, keys: np.ndarray, rows: np.ndarray, num_rows: int) 
     starts = np.repeat(low - np.concatenate([[0], counts.cumsum()[:-1]]), counts)
     hits = rows[starts + np.arange(counts.sum())]
     return np.bincount(hits, minlength=num_rows).astype(float)
-
-
-def _ngrams(text: str) -> np.ndarray:
-    """Sorted distinct 64-bit hashes of a text's character 5-grams."""
-    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    if len(points) < NGRAM:
-        return np.empty(0, dtype=np.uint64)
-    hashes = np.zeros(len(points) - NGRAM + 1, dtype=np.uint64)
-    for offset in range(NGRAM):  # a polynomial modulo 2^64; 21-bit code points do not collide
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + points[offset : offset + len(hashes)]
-    return np.unique(hashes)
-
-
-def _template_ngrams(records: Sequence[Record]) -> np.ndarray:
-    """Sorted n-grams that stand in many rows."""
-    most = max(TEMPLATE_ROWS, TEMPLATE_SHARE * len(records))
-    pending: list[np.ndarray] = []
-    size = 0
-    keys, totals = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.int64)
-    for index, record in enumerate(records):
-        pending.append(_ngrams(_key(record)))
-        size += len(pending[-1])
-        if size > 2_000_000 or index == len(records) - 1:
-            new, num = np.unique(np.concatenate(pending), return_counts=True)
-            keys, totals = _add_counts(keys, totals, new, num)
-            pending, size = [], 0
-    return keys[totals > most]
-
-
-def _add_counts(
-    keys: np.ndarray, totals: np.ndarray, new: np.ndarray, num: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    merged, inverse = np.unique(np.concatenate([keys, new]), return_inverse=True)
-    sums = np.bincount(inverse, weights=np.concatenate([totals, num]), minlength=len(merged))
-    return merged, sums.astype(np.int64)
-
-
-def _without(own: np.ndarray, templates: np.ndarray) -> np.ndarray:
-    return own[~np.isin(own, templates)] if len(templates) else own

@@ -13,8 +13,8 @@ EXPLAINED = f"""\
 You turn a customer's message into one line:
 INTENT | ITEM | TIME | URGENCY
 INTENT is one of: {", ".join(INTENTS)}. ITEM is the product in the customer's own words. TIME is
-how long ago, as a number and a unit (9 days, 1 week, 2 months; a fortnight is 2 weeks). URGENCY is one of:
-{", ".join(URGENCIES)}, by the tone. Answer with that line and nothing else. Example:
+how long ago, as a number and a unit (9 days, 1 week, 2 months; a fortnight is 2 weeks). URGENCY is
+one of: {", ".join(URGENCIES)}, by the tone. Answer with that line and nothing else. Example:
 Message: hi, the jade desk fan I ordered a fortnight ago is still not here, please hurry
 track | jade desk fan | 2 weeks | urgent"""
 """What a teacher is told that was not tuned here."""

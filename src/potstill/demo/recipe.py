@@ -20,7 +20,7 @@ class Recipe:
     sizes: dict[str, int]
     teacher_steps: int
     student_steps: int
-    latency_calls: int = 24
+    latency_calls: int = 16
     base: str = "smollm2-135m"
     layers: tuple[int, ...] = KEPT_LAYERS
 

@@ -11,6 +11,7 @@ from typing import Any
 from potstill.examine.numbers import duration, number, size
 from potstill.examine.report_charts import Line, Point, forest, pareto
 from potstill.examine.report_charts import curves as draw_curves
+from potstill.examine.report_markdown import quality_lines
 from potstill.examine.report_tables import (
     classes_table,
     comparisons_table,
@@ -263,7 +264,7 @@ def _funnel(report: Report) -> str:
         f'{75 * count / most:.1f}%"></i><span>{count:,}</span></span></li>'
         for name, count, kind in counts
     )
-    return f'<ul class="funnel">{rows}</ul>'
+    return f'<ul class="funnel">{rows}</ul>{_list([safe(line) for line in quality_lines(report)])}'
 
 
 def _training(

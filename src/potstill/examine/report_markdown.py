@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from potstill.data.privacy import describe
 from potstill.examine.numbers import estimate, interval, number, p_value, parameters, size
 from potstill.examine.report_verdict import metric_text, role_text
 from potstill.types import Evaluation, Report
 
 MARKUP = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#"})
 ANSWER_CHARACTERS = 300
+NUM_LABELS = 10
+"""Answers of a small set that are listed with their counts."""
 
 
 def render_markdown(report: Report) -> str:
@@ -130,7 +133,35 @@ def _data(report: Report) -> str:
     rejected = report.data.get("rejected")
     if isinstance(rejected, dict):
         lines += [f"rejected, {_safe(reason)}: {count:,}" for reason, count in rejected.items()]
+    lines += [_safe(line) for line in quality_lines(report)]
     return _list("Training data", lines)
+
+
+def quality_lines(report: Report) -> list[str]:
+    """What the accepted rows are like, in sentences; nothing where it was not counted."""
+    found = report.data.get("quality") or {}
+    hidden = report.data.get("hidden") or {}
+    lines = [f"hidden from the teacher: {describe(hidden)}"] if hidden else []
+    labels = found.get("labels") or {}
+    if labels:
+        most = ", ".join(f"{name} {count:,}" for name, count in list(labels.items())[:NUM_LABELS])
+        more = f" and {len(labels) - NUM_LABELS:,} more" if len(labels) > NUM_LABELS else ""
+        lines.append(
+            f"answers: {most}{more}; as balanced as {found['effective_labels']:.1f} equally "
+            f"frequent ones (entropy {found['label_entropy_bits']:.2f} bits)"
+        )
+    if found.get("distinct_2") is not None:
+        lines.append(
+            f"variety: {found['distinct_2']:.2f} of the word pairs in {found['num_sampled']:,} "
+            f"answers are different ones"
+        )
+    compared = found.get("contamination") or {}
+    if compared.get("num_test_rows"):
+        lines.append(
+            f"test sets: {compared['num_indexed_rows']:,} of {compared['num_test_rows']:,} rows "
+            f"are long enough to look for runs of {compared['n']} words of theirs"
+        )
+    return lines
 
 
 def _classes(report: Report) -> str:

@@ -10,10 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
-from potstill.config import TeacherConfig
+from potstill.config import PrivacyConfig, TeacherConfig
+from potstill.config.file import explain
 from potstill.data.load import load_dataset
+from potstill.data.privacy import Privacy
+from potstill.errors import ConfigError
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.workspace import find_models
 from potstill.protocols import ChatModel, Task
@@ -28,11 +31,20 @@ Data = str | Path | Sequence[Any]
 
 @contextlib.asynccontextmanager
 async def opened_model(
-    model: Named, batch_size: int, workspace: Mapping[str, Any] | None, key: str | None
+    model: Named,
+    batch_size: int,
+    workspace: Mapping[str, Any] | None,
+    key: str | None,
+    privacy: PrivacyConfig | None = None,
 ) -> AsyncIterator[ChatModel]:
-    """The model, ready to be asked; closed afterwards if it was opened here."""
+    """The model, ready to be asked, behind a screen where `privacy` says so.
+
+    It is closed afterwards if it was opened here.
+    """
+    from potstill.models.private import guarded
+
     if hasattr(model, "respond"):
-        yield model
+        yield guarded(model, screen_of(model, privacy))
         return
     from potstill.models.chat import open_chat_model
 
@@ -44,9 +56,30 @@ async def opened_model(
         secret = SecretStr(key)
     opened = open_chat_model(place, workspace=workspace, batch_size=batch_size, key=secret)
     try:
-        yield opened
+        yield guarded(opened, screen_of(opened, privacy))
     finally:
         await opened.close()
+
+
+def screen_of(model: ChatModel, privacy: PrivacyConfig | None) -> Privacy:
+    """What is hidden from the model; by default only endpoints are shown less, and only of logs."""
+    from potstill.models.endpoint import EndpointModel
+
+    return Privacy(privacy or PrivacyConfig(), leaves=isinstance(model, EndpointModel))
+
+
+def privacy_of(given: PrivacyConfig | str) -> PrivacyConfig:
+    """The settings, or those of a mode.
+
+    Raises:
+        ConfigError: If there is no such mode.
+    """
+    if isinstance(given, PrivacyConfig):
+        return given
+    try:
+        return PrivacyConfig.model_validate({"mode": given})
+    except ValidationError as error:
+        raise ConfigError(f"privacy.{explain(error)[0]}") from None
 
 
 def load_model(name: str | Path, *, workspace: Mapping[str, Any] | None = None) -> ModelRef:

@@ -9,24 +9,27 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from potstill.config import GenerationConfig, LossConfig, TrainConfig
+from potstill.config import GenerationConfig, LossConfig, PrivacyConfig, TrainConfig
 from potstill.config.file import explain
+from potstill.data.scratch import scratch
 from potstill.dialects.dialect import HYPERPARAMETERS, nearest, slug
 from potstill.errors import ConfigError, DataError
 from potstill.library.inputs import (
     Data,
     Named,
     opened_model,
+    privacy_of,
     records_of,
     ref_of,
+    screen_of,
     task_of,
     wait,
     working_folder,
 )
 from potstill.models.catalog import ModelRef
 from potstill.protocols import Task
-from potstill.rundir import RunDir, content_hash, read_jsonl
-from potstill.types import Message, Record, Response
+from potstill.rundir import RunDir, content_hash
+from potstill.types import Message, Record
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ def generate_teacher_responses(
     task: str | None = None,
     generation: GenerationConfig | None = None,
     checks: Sequence[str] = DEFAULT_CHECKS,
+    privacy: PrivacyConfig | str = "auto",
     out: Path | str | None = None,
     key: str | None = None,
     workspace: Mapping[str, Any] | None = None,
@@ -48,6 +52,7 @@ def generate_teacher_responses(
 
     Args:
         checks: What an answer must pass; how many did not is logged.
+        privacy: What becomes of personal data before the teacher is asked, as `data.privacy`.
         out: Run folder to keep the answers in; a second call then asks only what is missing.
         key: The endpoint's key, or where it is (`env:NAME`, `file:PATH`).
 
@@ -55,24 +60,35 @@ def generate_teacher_responses(
         TeacherError: If the teacher gave up on too many prompts.
         DataError: If no answer passed the checks.
     """
-    from potstill.teach.checks import build_checks, check_responses
+    from potstill.teach.accept import check_responses
+    from potstill.teach.checks import SET_CHECKS, build_checks
+    from potstill.teach.doubles import duplicate_checks
     from potstill.teach.generate import generate
+    from potstill.teach.ledger import Ledger
 
     records = records_of(training_data, task)
     judge = task_of(task, records)
     config = generation or GenerationConfig()
+    hiding = privacy_of(privacy)
 
-    async def ask(path: Path) -> None:
-        async with opened_model(teacher_model, config.batch_size, workspace, key) as teacher:
-            await generate(teacher, records, path, task=judge, config=config)
+    async def ask(path: Path) -> list[Record]:
+        opened = opened_model(teacher_model, config.batch_size, workspace, key, hiding)
+        async with opened as teacher:
+            asked, _ = screen_of(teacher, hiding).conceal(records)
+            await generate(teacher, asked, path, task=judge, config=config)
+            return asked
 
     with working_folder(out) as folder:
-        path = RunDir(folder).response_file("train")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        wait(ask(path))
-        responses = read_jsonl(path, Response)
-    built = build_checks(checks, judge, config=config)
-    accepted, rejected = check_responses(records, responses, built, judge, config=config)
+        path = RunDir(folder).responses
+        records = wait(ask(path))
+        with Ledger(path) as ledger:
+            responses = list(ledger.rows("train"))
+        built = build_checks([n for n in checks if n not in SET_CHECKS], judge, config=config)
+        with scratch(folder) as database:
+            doubles = duplicate_checks(checks, database, judge, records)
+            accepted, rejected = check_responses(
+                records, responses, built, judge, set_checks=doubles, config=config
+            )
     if not accepted:
         first = f"; the first: {rejected[0].reason} {rejected[0].detail}" if rejected else ""
         raise DataError(f"the checks rejected all {len(rejected)} answers of the teacher{first}")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from potstill.config import PriceConfig
+from potstill.config import Api, LogprobsMode, PriceConfig
 from potstill.errors import ConfigError, MissingExtra
 from potstill.types import Noun
 
@@ -41,6 +41,15 @@ class ModelRef(Noun):
 
     model: str | None = None
     """What the endpoint calls the model."""
+
+    api: Api | None = None
+    """What the endpoint speaks; found from the host where None."""
+
+    api_version: str | None = None
+    """Version of Azure's API."""
+
+    logprobs_mode: LogprobsMode | None = None
+    """What the endpoint's log-probabilities are; not known where None."""
 
     key: str | None = None
     """Where the endpoint's key is: env:NAME or file:PATH."""
@@ -170,7 +179,7 @@ def _from_workspace(name: str, entry: Any) -> ModelRef:
         keys = ", ".join(str(item["loc"][0]) for item in error.errors())
         raise ConfigError(
             f"models.{name} in the workspace: {keys} cannot be used; it takes source or url, "
-            f"model, key, price, revision, context"
+            f"model, key, api, api_version, logprobs_mode, price, revision, context"
         ) from None
 
 

@@ -16,6 +16,8 @@ from potstill.models.engines import GgufModel, has_llama_cpp
 if TYPE_CHECKING:
     from potstill.models.local import LocalModel
 
+_WIRE = ("api", "api_version", "logprobs_mode")
+
 
 def open_chat_model(
     model: TeacherConfig | StudentConfig | ModelRef | Path | str,
@@ -23,6 +25,7 @@ def open_chat_model(
     workspace: Mapping[str, Any] | None = None,
     batch_size: int = 32,
     dtype: str = "auto",
+    max_in_flight: int | None = None,
     key: SecretStr | None = None,
 ) -> EndpointModel | GgufModel | LocalModel:
     """Opens a model for asking: an endpoint, llama.cpp for GGUF files, else its weights.
@@ -32,6 +35,7 @@ def open_chat_model(
     Args:
         batch_size: Prompts that local weights answer together.
         dtype: Number format of local weights.
+        max_in_flight: Most requests that an endpoint is sent at once.
         key: The endpoint's key in memory; wins over references to one.
 
     Raises:
@@ -41,13 +45,17 @@ def open_chat_model(
     ref = _ref_of(model, workspace)
     if ref.kind == "endpoint":
         settings = model if isinstance(model, TeacherConfig) else None
-        limits = {} if settings is None else {"timeout_seconds": settings.timeout_seconds}
+        names = ("timeout_seconds", "requests_per_minute", "tokens_per_minute")
+        limits = {} if settings is None else {name: getattr(settings, name) for name in names}
+        if max_in_flight:
+            limits["max_in_flight"] = max_in_flight
         return EndpointModel(
             ref.source,
             (settings.model if settings else None) or ref.model,
             key=key or (settings.key if settings else None) or ref.key,
             name=None if ref.name == ref.source else ref.name,
             price=(settings.price if settings else None) or ref.price,
+            **{name: getattr(settings, name, None) or getattr(ref, name) for name in _WIRE},
             **limits,
         )
     if ref.kind == "gguf" and has_llama_cpp():

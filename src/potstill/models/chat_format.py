@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import orjson
 
-from potstill.types import Message, Noun, Sampling, TokenLogprobs
+from potstill.models.logprobs import read_logprobs
+from potstill.types import Logprobs, Message, Noun, Sampling
 
-_FINISH: dict[str, Literal["stop", "length", "content_filter"]] = {
+FINISH: dict[str, Literal["stop", "length", "content_filter"]] = {
     "stop": "stop",
     "eos": "stop",
     "eos_token": "stop",
@@ -20,10 +20,23 @@ _FINISH: dict[str, Literal["stop", "length", "content_filter"]] = {
     "length": "length",
     "max_tokens": "length",
     "model_length": "length",
+    "model_context_window_exceeded": "length",
     "content_filter": "content_filter",
     "safety": "content_filter",
     "refusal": "content_filter",
 }
+"""Why an answer ended, in the words of many servers -> in ours."""
+
+
+_FILTERED = {
+    "content_filter",
+    "content_policy_violation",
+    "invalid_prompt",
+    "ResponsibleAIPolicyViolation",
+}
+_TOO_LONG = ("context length", "context_length", "maximum context", "context size", "too long")
+_LONGEST_TEXT = 2**16
+_CUT = "max_tokens or model output limit was reached"
 
 
 class Answer(Noun):
@@ -36,7 +49,7 @@ class Answer(Noun):
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
     has_usage: bool = False
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: Logprobs | None = None
 
 
 class NotAnAnswer(ValueError):
@@ -66,6 +79,7 @@ def request_body(model: str, messages: Sequence[Message], sampling: Sampling) ->
     if sampling.top_logprobs:
         body["logprobs"] = True
         body["top_logprobs"] = sampling.top_logprobs
+        body["return_tokens_as_token_ids"] = True  # vLLM's; others leave it or refuse it once
     return body
 
 
@@ -81,13 +95,16 @@ def read_json(data: bytes) -> Any:
         pass  # orjson is strict about surrogates; the standard library says what else is wrong
     try:
         tree = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None)
+        return orjson.loads(json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         raise NotAnAnswer(f"no JSON: {error}") from None
-    return orjson.loads(json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace"))
 
 
-def read_answer(tree: Any, *, top_logprobs: int = 0) -> Answer:
+def read_answer(tree: Any, *, top_logprobs: int = 0, mode: str | None = None) -> Answer:
     """Reads a chat completion.
+
+    Args:
+        mode: What the server's log-probabilities are, see `Logprobs`.
 
     Raises:
         NotAnAnswer: If it has no choice or no message.
@@ -99,14 +116,15 @@ def read_answer(tree: Any, *, top_logprobs: int = 0) -> Answer:
         content, refusal = message.get("content"), message.get("refusal")
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise NotAnAnswer(f"no chat completion: {_short(tree)}") from None
-    finish = _FINISH.get(str(reason).lower(), "error")
+        raise NotAnAnswer(f"no chat completion: {spelled(tree)}") from None
+    finish = FINISH.get(str(reason).lower(), "error")
     error = "" if finish != "error" else f"ended with finish_reason {reason!r}"
     if refusal and not content:
         content, finish, error = refusal, "content_filter", ""
     try:
-        logprobs = _logprobs(choice.get("logprobs"), top_logprobs) if top_logprobs else ()
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        told = choice.get("logprobs") if top_logprobs else None
+        logprobs = read_logprobs(told, top_logprobs, mode=mode)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise NotAnAnswer(f"log-probabilities of an unknown form: {error}") from None
     usage = tree.get("usage")
     usage = usage if isinstance(usage, dict) else {}
@@ -115,8 +133,8 @@ def read_answer(tree: Any, *, top_logprobs: int = 0) -> Answer:
         reasoning=reasoning if isinstance(reasoning, str) else "",
         finish_reason=finish,
         error=error,
-        num_prompt_tokens=_count(usage.get("prompt_tokens")),
-        num_new_tokens=_count(usage.get("completion_tokens")),
+        num_prompt_tokens=count(usage.get("prompt_tokens")),
+        num_new_tokens=_num_new_tokens(usage),
         has_usage="completion_tokens" in usage,
         logprobs=logprobs,
     )
@@ -126,10 +144,38 @@ def error_text(tree: Any) -> tuple[str, str]:
     """(code, message) of an error body, in the shapes that servers use."""
     error = tree.get("error", tree) if isinstance(tree, dict) else tree
     if isinstance(error, dict):
-        code = str(error.get("code") or error.get("type") or "")
+        details = error.get("details")
+        code = details.get("error_code") if isinstance(details, dict) else None
+        code = str(code or error.get("code") or error.get("type") or "")
         message = error.get("message") or error.get("detail") or ""
-        return code, message if isinstance(message, str) and message else _short(error)
-    return "", _short(error)
+        return code, message if isinstance(message, str) and message else spelled(error)
+    return "", spelled(error)
+
+
+def is_filtered(data: bytes) -> bool:
+    """Whether an error body says that the prompt's content was refused, and nothing else."""
+    try:
+        error = read_json(data)["error"]
+        inner = error.get("innererror") or error.get("metadata") or {}
+        return bool(_FILTERED & {error.get("code"), inner.get("code")}) or "flagged_input" in inner
+    except (NotAnAnswer, KeyError, TypeError, AttributeError):
+        return False
+
+
+def declined(status: int, data: bytes, text: str) -> Answer:
+    """What a refusal (4xx) of one prompt makes of it: withheld, cut, too long or declined.
+
+    Args:
+        data: The body of the refusal.
+        text: What it says, for a person.
+    """
+    text = f"status {status}: {text}"
+    if is_filtered(data):
+        return Answer(finish_reason="content_filter", error=f"content_filter: {text}")
+    if _CUT in text:
+        return Answer(finish_reason="length", error=f"cut: {text}")
+    is_long = status == 413 or any(words in text.lower() for words in _TOO_LONG)
+    return Answer(finish_reason="error", error=f"{'too_long' if is_long else 'declined'}: {text}")
 
 
 def _text_of(content: Any) -> str:
@@ -139,40 +185,21 @@ def _text_of(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _count(value: Any) -> int:
+def count(value: Any) -> int:
+    """A number of tokens; 0 where it is none."""
     return value if isinstance(value, int) and value > 0 else 0
 
 
-def _logprobs(logprobs: Any, k: int) -> tuple[TokenLogprobs, ...]:
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    positions = []
-    for position in content or ():
-        # Some servers add the sampled token to the k largest, so they are ranked again.
-        ranked = sorted(
-            (
-                (_hex(entry, fall_back=True), float(entry["logprob"]))
-                for entry in position.get("top_logprobs") or ()
-                if isinstance(entry.get("logprob"), int | float) and math.isfinite(entry["logprob"])
-            ),
-            key=lambda pair: -pair[1],
-        )
-        positions.append(
-            TokenLogprobs(
-                text=position.get("token", ""),
-                data=_hex(position, fall_back=False),
-                top=tuple(ranked[:k]),
-            )
-        )
-    return tuple(positions)
+def _num_new_tokens(usage: dict[str, Any]) -> int:
+    """Tokens that are paid as answer; some servers leave reasoning out of completion_tokens."""
+    new, total = count(usage.get("completion_tokens")), count(usage.get("total_tokens"))
+    return max(new, total - count(usage["prompt_tokens"])) if "prompt_tokens" in usage else new
 
 
-def _hex(entry: dict[str, Any], *, fall_back: bool) -> str:
-    data = entry.get("bytes")
-    if isinstance(data, list):
-        return bytes(data).hex()
-    return entry.get("token", "").encode().hex() if fall_back else ""
-
-
-def _short(tree: Any) -> str:
-    text = tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False, default=str)
-    return text if len(text) <= 300 else f"{text[:299]}…"
+def spelled(tree: Any) -> str:
+    """What came, for a message. Long: whoever shows it hides the key in it, and then cuts it."""
+    try:
+        text = tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False)
+    except RecursionError:
+        return "JSON of too many levels"
+    return text[:_LONGEST_TEXT]

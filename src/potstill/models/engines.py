@@ -146,7 +146,11 @@ class GgufModel:
                 self._process.wait()
                 raise TeacherError(self._why_it_ended())
             self._endpoint = EndpointModel(
-                address, self.name, timeout_seconds=3600, max_in_flight=self.max_in_flight
+                address,
+                self.name,
+                timeout_seconds=3600,
+                max_in_flight=self.max_in_flight,
+                logprobs_mode="raw",
             )
 
     def _why_it_ended(self) -> str:

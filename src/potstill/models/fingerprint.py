@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from potstill.protocols import ChatModel
-from potstill.types import Message, Sampling
+from potstill.types import Message, Record, Sampling
 
 _VERSION = 1
 _BLOCK = 65_536
@@ -35,6 +35,14 @@ def request_fingerprint(identity: str, messages: Sequence[Message], sampling: Sa
 def identity_of(model: ChatModel) -> str:
     """The model's own `identity` where it has one, else its name."""
     return str(getattr(model, "identity", None) or model.name)
+
+
+def sent_by(model: ChatModel) -> Callable[[Record], Sequence[Message]]:
+    """What a request's fingerprint is made of: the record's messages as the model sends them.
+
+    A model that sends others (`PrivateModel`) says which with `sent_messages`.
+    """
+    return getattr(model, "sent_messages", None) or (lambda record: record.messages)
 
 
 def weights_identity(path: Path) -> str:

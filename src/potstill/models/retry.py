@@ -10,12 +10,30 @@ MOST_ATTEMPTS = 6
 """Attempts of one request; refusals for being too fast (429) do not count."""
 
 MOST_BUSY_SECONDS = 1800.0
-"""How long one request waits on 429 in all."""
+"""How long one request waits on 429 in all, while nobody else is answered either."""
 
+_FREE_RETRIES = 50
+_RETRIES_PER_ANSWER = 0.2
 _LONGEST_JITTER_SECONDS = 60.0
 _LONGEST_TOLD_SECONDS = 600.0
 
 RETRIED = frozenset({408, 409, 425, 429, *range(500, 600)})
+
+
+class RetryBudget:
+    """Failed requests that may be sent again: 50, or a fifth of the answers where that is more.
+
+    Without it an endpoint that fails half the time is asked, and perhaps paid, six times over.
+    """
+
+    def __init__(self) -> None:
+        self.num_answers = 0
+        self.num_retries = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing may be sent again until more answers have come."""
+        return self.num_retries + 1 > max(_FREE_RETRIES, _RETRIES_PER_ANSWER * self.num_answers)
 
 
 def wait_seconds(
@@ -24,7 +42,7 @@ def wait_seconds(
     """Seconds until the next attempt: what the server says, else full jitter.
 
     Args:
-        attempt: How many attempts have failed, from 1.
+        attempt: How many attempts have failed or were refused for speed, from 1.
         jitter: A random number in [0, 1).
         wall_clock: Seconds since 1970, for Retry-After dates.
 
@@ -65,6 +83,6 @@ def _number(text: str) -> float | None:
 def _until(text: str, wall_clock: float) -> float | None:
     try:
         date = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError):
+        return max(0.0, date.timestamp() - wall_clock)
+    except (ValueError, TypeError, IndexError, OverflowError, OSError):
         return None
-    return max(0.0, date.timestamp() - wall_clock)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from potstill.tasks import get_task
 from potstill.types import Noun
 
 T = TypeVar("T")
+
+_SECONDS_BETWEEN_FIGURES = 5.0
 
 
 class Event(Noun):
@@ -58,12 +61,28 @@ class Context:
         """Passes an event on, and keeps all but progress in the run's event file."""
         event = Event(stage=stage, kind=kind, text=text, **facts)
         if kind != "progress":
-            row = {"time": round(time.time(), 3), **event.model_dump(exclude_defaults=True)}
-            self.run.events.parent.mkdir(parents=True, exist_ok=True)
-            with self.run.events.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._keep(event.model_dump(exclude_defaults=True))
         if self.on_event:
             self.on_event(event)
+
+    def figures(self, stage: str) -> Callable[[Noun], None]:
+        """A callback that keeps figures in the event file, one of those that come in 5 seconds."""
+        last = -math.inf
+
+        def keep(found: Noun) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _SECONDS_BETWEEN_FIGURES:
+                last = time.monotonic()
+                self._keep({"stage": stage, "kind": "figures", **found.model_dump(mode="json")})
+
+        return keep
+
+    def _keep(self, row: Mapping[str, Any]) -> None:
+        self.run.events.parent.mkdir(parents=True, exist_ok=True)
+        with self.run.events.open("a", encoding="utf-8") as file:
+            file.write(
+                json.dumps({"time": round(time.time(), 3), **row}, ensure_ascii=False) + "\n"
+            )
 
     def progress(self, stage: str) -> Callable[..., None]:
         """A callback (done, total, text) that turns into progress events of the stage."""

@@ -12,11 +12,12 @@ from potstill.examine.memory import disk_bytes
 from potstill.examine.run import evaluate as evaluate_model
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
+from potstill.models.private import guarded
 from potstill.pipeline.context import Context, wait
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.export import exported_files
 from potstill.pipeline.measure import Row, measure
-from potstill.pipeline.preflight import teacher_ref
+from potstill.pipeline.preflight import privacy_of, teacher_ref
 from potstill.pipeline.train import student_folder
 from potstill.protocols import ChatModel, resolve_attribute
 from potstill.rundir import read_jsonl, write_text
@@ -66,7 +67,8 @@ async def opened(ctx: Context, row: Row, batch_size: int) -> AsyncIterator[ChatM
     """The row's model, closed again afterwards."""
     place = ctx.config.teacher if row.is_teacher else row.ref
     key = ctx.secrets.get("teacher") if row.is_teacher else None
-    model = open_chat_model(place, workspace=ctx.workspace, batch_size=batch_size, key=key)
+    opened = open_chat_model(place, workspace=ctx.workspace, batch_size=batch_size, key=key)
+    model: ChatModel = guarded(opened, privacy_of(ctx)) if row.is_teacher else opened
     try:
         yield model
     finally:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from potstill.config import StudentConfig, TeacherConfig
+from potstill.data.privacy import Privacy
 from potstill.data.render import vocab_fingerprint
 from potstill.errors import ConfigError, VocabMismatch
 from potstill.examine.metrics import get_metric
@@ -10,6 +14,7 @@ from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
 from potstill.pipeline.context import Context, wait
 from potstill.protocols import resolve
+from potstill.types import Sampling
 
 
 def preflight(ctx: Context) -> None:
@@ -40,7 +45,8 @@ def preflight(ctx: Context) -> None:
         )
     if config.loss.kind != "sft":
         _refuse_without_probabilities(ctx, teacher, student)
-    if teacher.kind == "endpoint":
+    privacy_of(ctx)
+    if teacher.kind == "endpoint" and _asks_the_teacher(ctx):
         wait(_dry_call(ctx))
 
 
@@ -54,12 +60,38 @@ def place_key(ctx: Context, model: TeacherConfig | StudentConfig) -> str:
     return find_model(model.place, workspace=ctx.workspace).source
 
 
+def privacy_of(ctx: Context) -> Privacy:
+    """What is hidden from the config's teacher."""
+    return Privacy(ctx.config.data.privacy, leaves=teacher_ref(ctx).kind == "endpoint")
+
+
+def privacy_key(ctx: Context) -> tuple[Any, ...]:
+    """What the hidden form of a record depends on, for stage hashes."""
+    settings = ctx.config.data.privacy
+    names = [settings.names] if isinstance(settings.names, Path) else []
+    return (settings, privacy_of(ctx).mode, *names)
+
+
+def _asks_the_teacher(ctx: Context) -> bool:
+    config = ctx.config
+    is_compared = config.evaluate.teacher and config.data.test is not None
+    return config.data.logged_answers == "regenerate" or is_compared
+
+
 async def _dry_call(ctx: Context) -> None:
+    generation = ctx.config.generation
+    sampling = Sampling(
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        stop=generation.stop,
+        frequency_penalty=generation.frequency_penalty,
+        presence_penalty=generation.presence_penalty,
+    )
     model = open_chat_model(
         ctx.config.teacher, workspace=ctx.workspace, key=ctx.secrets.get("teacher")
     )
     try:
-        await model.dry_call(top_logprobs=ctx.config.generation.logprobs)
+        await model.dry_call(sampling, top_logprobs=generation.logprobs)
     finally:
         await model.close()
 

@@ -40,9 +40,10 @@ def compare(ctx: Context) -> None:
             environment=json.loads(run.environment.read_text(encoding="utf-8")),
         )
         write_text(run.report_json, found.model_dump_json(indent=1) + "\n")
-        return {"text": found.verdict}
+        # The verdict itself follows under the last stage; here it would stand there twice.
+        return {"text": f"{len(evaluations)} models on the same {found.task['n']:,} records"}
 
-    measured = run.facts("measure").get("inputs")
+    measured = run.facts("measure").get("finished_at")  # times differ from one to the next
     inputs = (*files, measured, config.evaluate, config.name, list(evaluations))
     ctx.stage("compare", inputs, work)
 
@@ -125,6 +126,8 @@ def _funnel(ctx: Context) -> dict[str, Any]:
         "accepted": kept.get("num_train", 0) + kept.get("num_validation", 0),
         "rejected": kept.get("reasons", {}),
         "leaks_dropped": run.facts("split").get("num_dropped", 0),
+        "quality": kept.get("quality", {}),
+        "hidden": asked.get("hidden") or run.facts("load").get("replaced", {}),
     }
 
 

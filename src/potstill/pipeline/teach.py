@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from potstill.config import TASKS
+from potstill.data.privacy import describe
 from potstill.data.render import Rendered, render, template_fingerprint, vocab_fingerprint
-from potstill.errors import DataError
+from potstill.errors import AnswersLost, DataError
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
+from potstill.models.logged import LoggedAnswers
+from potstill.models.private import PrivateModel, guarded
 from potstill.models.weights import load_tokenizer
+from potstill.pipeline.check import sort_answers
 from potstill.pipeline.context import Context, wait, weights_key
-from potstill.pipeline.preflight import place_key, teacher_ref
-from potstill.rundir import read_jsonl, write_jsonl
-from potstill.teach.checks import build_checks, check_responses
+from potstill.pipeline.preflight import place_key, privacy_key, privacy_of, teacher_ref
+from potstill.protocols import ChatModel
+from potstill.rundir import JsonLines, RunDir, content_hash, iter_jsonl, read_jsonl
 from potstill.teach.generate import generate
-from potstill.types import Record, Rejection, Response
+from potstill.teach.ledger import Inventory, Ledger
+from potstill.types import Record
 
 SPLITS = ("train", "validation")
 
@@ -27,6 +33,8 @@ def teach(ctx: Context) -> None:
     inputs = (
         config.generation,
         config.teacher.model,
+        config.data.logged_answers,
+        *privacy_key(ctx),
         weights_key(place),
         run.train,
         run.validation,
@@ -38,80 +46,137 @@ def teach(ctx: Context) -> None:
     ctx.stage("teach", inputs, work)
 
 
-async def _ask(ctx: Context) -> dict[str, Any]:
-    config, run = ctx.config, ctx.run
+def _open_teacher(ctx: Context) -> ChatModel:
+    """Who answers: the teacher, shown no personal data, or the logs."""
+    config = ctx.config
+    if config.data.logged_answers == "reuse":
+        return LoggedAnswers()
+    wanted = config.generation.max_in_flight
     teacher = open_chat_model(
         config.teacher,
         workspace=ctx.workspace,
         batch_size=config.generation.batch_size,
+        max_in_flight=None if wanted == "auto" else wanted,
         key=ctx.secrets.get("teacher"),
     )
+    return guarded(teacher, privacy_of(ctx))
+
+
+def _count_hidden(ctx: Context, teacher: ChatModel) -> Counter[str]:
+    """How many personal values of each kind the teacher is not shown; said before it is asked."""
+    hidden: Counter[str] = Counter()
+    if isinstance(teacher, PrivateModel):
+        privacy = privacy_of(ctx)
+        for split in SPLITS:
+            hidden += privacy.count(iter_jsonl(_split_file(ctx, split), Record))
+        if hidden or privacy.mode != "auto":
+            found = describe(hidden) or "nothing, since nothing was found"
+            ctx.tell("teach", "note", f"hidden from the teacher: {found}")
+    return hidden
+
+
+async def _ask(ctx: Context) -> dict[str, Any]:
+    config, run = ctx.config, ctx.run
+    generation = config.generation
+    if config.data.logged_answers == "reuse":
+        generation = generation.model_copy(update={"pilot": 0, "max_cost": None})
+    teacher = _open_teacher(ctx)
+    hidden = _count_hidden(ctx, teacher)
     counts: Counter[str] = Counter()
     cost = 0.0
     try:
         for split in SPLITS:
-            records = read_jsonl(_split_file(ctx, split), Record)
-            if not records:
-                continue
-            out = run.response_file(split)
-            out.parent.mkdir(parents=True, exist_ok=True)
+            records = JsonLines(_split_file(ctx, split), Record)
+            num_prompts, source = _prompts(ctx, records)
             found = await generate(
                 teacher,
                 records,
-                out,
+                run.responses,
                 task=ctx.task,
-                config=config.generation,
+                config=generation,
+                part=split,
+                requested=num_prompts * generation.num_responses,
+                source=source,
                 on_progress=ctx.progress("teach"),
+                on_asking=ctx.figures("teach"),
             )
             counts.update(requested=found.requested, answered=found.answered, reused=found.reused)
             cost += found.cost or 0.0
+            if found.damaged:
+                ctx.tell("teach", "note", damaged_text(found.damaged, run))
     finally:
         await teacher.close()
     text = f"{counts['answered']:,} responses of {counts['requested']:,} asked"
     if cost:
         text += f", cost {cost:.4f}"
-    return {"text": text, "cost": cost, "teacher": teacher.name, **counts}
+    if hidden:
+        text += f"; hidden: {describe(hidden)}"
+    facts = {"text": text, "cost": cost, "teacher": teacher.name, "hidden": dict(hidden)}
+    return {**facts, **counts}
+
+
+def _prompts(ctx: Context, records: JsonLines[Record]) -> tuple[int, str]:
+    """How many prompts a split holds; and a hash of all their messages are made of.
+
+    Only conversations have more than one prompt a record; these are looked at one by one.
+    """
+    config = ctx.config
+    if config.task in TASKS and config.task != "conversation":
+        answers = config.data.logged_answers
+        source = content_hash(records.path, config.task, answers, *privacy_key(ctx))
+        return records.num_lines(), source
+    return sum(len(ctx.task.turns(record)) for record in records), ""
+
+
+def damaged_text(number: int, run: RunDir) -> str:
+    """What became of answers that are not what was written."""
+    return (
+        f"{number:,} answers in {run.responses} had changed since they were written; they are set "
+        f"aside in damaged-*.jsonl there and asked again"
+    )
+
+
+def verify(run: RunDir) -> Inventory:
+    """Reads all answers that a run keeps; what is damaged or lost is asked again by the next run.
+
+    Raises:
+        RunLocked: If the run is going on.
+    """
+    with run.locked(), Ledger(run.responses) as ledger:
+        found = ledger.verify()
+        if found.num_damaged or found.num_missing:
+            run.mark("teach").unlink(missing_ok=True)
+        return found
 
 
 def check(ctx: Context) -> None:
     """Keeps the answers that pass every check, and writes down why the others do not."""
     config, run = ctx.config, ctx.run
-    files = tuple(run.response_file(split) for split in SPLITS)
+    generation = config.generation
     inputs = (
         config.task,
         config.checks,
-        config.generation.reasoning,
-        config.generation.prompting,
+        config.check_limits,
+        generation.reasoning,
+        generation.prompting,
+        generation.max_summary_words,
+        generation.choose,
+        generation.best_by,
+        config.data.label_quota,
         run.train,
         run.validation,
-        *files,
+        run.test,
+        *config.data.keep_out,
+        run.facts("teach").get("finished_at"),  # when answers were last asked for or looked up
     )
 
     def work() -> dict[str, Any]:
-        checks = build_checks(config.checks, ctx.task, config=config.generation)
-        rejections: list[Rejection] = []
-        counts: dict[str, int] = {}
-        outputs = {"train": run.accepted, "validation": run.accepted_validation}
-        for split in SPLITS:
-            records = read_jsonl(_split_file(ctx, split), Record)
-            responses = read_jsonl(run.response_file(split), Response)
-            accepted, rejected = check_responses(
-                records, responses, checks, ctx.task, config=config.generation
-            )
-            write_jsonl(outputs[split], accepted)
-            counts[f"num_{split}"] = len(accepted)
-            rejections += rejected
-        write_jsonl(run.rejected, rejections)
-        reasons = Counter(rejection.reason for rejection in rejections)
-        if not counts["num_train"]:
-            raise DataError(
-                f"the checks rejected every answer of the teacher ({_list(reasons)}); read "
-                f"{run.rejected}, and change the prompt, generation or checks"
-            )
-        text = f"{sum(counts.values()):,} accepted, {len(rejections):,} rejected"
-        if rejections:
-            text += f" ({_list(reasons)})"
-        return {**counts, "num_rejected": len(rejections), "reasons": reasons, "text": text}
+        try:
+            with Ledger(run.responses) as answers:
+                return sort_answers(ctx, answers.with_records)
+        except AnswersLost:
+            run.mark("teach").unlink(missing_ok=True)
+            raise
 
     ctx.stage("check", inputs, work)
 
@@ -195,7 +260,3 @@ def student_tokenizer(ctx: Context) -> Any:
 
 def _split_file(ctx: Context, split: str) -> Any:
     return ctx.run.train if split == "train" else ctx.run.validation
-
-
-def _list(reasons: Counter[str]) -> str:
-    return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons.most_common(5))

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.config import GenerationConfig
 from potstill.protocols import Check, Task, resolve
 from potstill.tasks import is_closed
 from potstill.teach.forms import (
-    expected_script,
+    FEWEST_SUMMARY_WORDS,
     is_copy,
-    letters,
+    is_long,
     num_words,
-    script_of,
+    says_nothing,
     translation_length_fault,
 )
-from potstill.teach.generate import with_answers
-from potstill.teach.prompts import join_reasoning
+from potstill.teach.languages import language_fault
+from potstill.teach.requests import with_answers
 from potstill.types import Record, Rejection, Response
 
 _REFUSALS = re.compile(
@@ -46,6 +45,8 @@ _REFUSALS = re.compile(
     r"|(?:申し訳|すみません).{0,40}(?:できません|できかねます)"
     r"|죄송.{0,30}(?:없습니다|어렵습니다)"
     r"|(?:к сожалению|извините|простите),?.{0,30}не (?:могу|можем)"
+    r"|(?:ക്ഷമിക്കണം|ക്ഷമിക്കുക|ഖേദിക്കുന്നു).{0,60}(?:കഴിയില്ല|സാധിക്കില്ല|സാധ്യമല്ല)"
+    r"|(?:عذر|آسف|أعتذر).{0,40}(?:لا أستطيع|لا يمكنني|لا يمكن)"
     r"|(?:क्षमा करें|माफ़ कीजिए|माफ कीजिए|मुझे खेद है).{0,60}(?:नहीं|असमर्थ)"
     r")",
     re.I | re.S,
@@ -74,14 +75,14 @@ def not_refusal(record: Record, response: Response) -> Rejection | None:
     """The answer does not begin as a refusal, or is too long to be nothing else."""
     text = unicodedata.normalize("NFKC", response.text.strip()).replace("’", "'")
     if len(text) <= _LONGEST_REFUSAL and _REFUSALS.match(text):
-        return _rejection(response, "not_refusal", "refusal", _short(text))
+        return _rejection(response, "not_refusal", "refusal", short(text))
     return None
 
 
 def task(
     record: Record, response: Response, *, task: Task, config: GenerationConfig | None = None
 ) -> Rejection | None:
-    """The answer has the form that the task asks for."""
+    """The answer has the form that the task asks for; a known result of math must be met too."""
     text = response.text.strip()
     if not text:
         return _rejection(response, "task", "empty")
@@ -90,40 +91,33 @@ def task(
     if task.name == "summarization":
         return _summary_fault(record, response, config)
     if task.name == "conversation":
-        copied = is_copy(record, text, of_part=False)
-        return _rejection(response, "task", "copy", _short(text)) if copied else None
+        return _reply_fault(record, response)
     if task.parse(text, record) is None:
         reason = "off_label" if is_closed([record], task) else "unparsable"
-        return _rejection(response, "task", reason, _short(text))
+        return _rejection(response, "task", reason, short(text))
+    if task.name == "math":
+        return _disagreement(record, response, task, "task")
     return None
 
 
 def agrees(record: Record, response: Response, *, task: Task) -> Rejection | None:
     """The answer is right by the task's accuracy rule, where the right answer is known."""
-    if record.reference is None:
-        return None
-    prediction = task.parse(response.text, record)
-    correct = task.correct(prediction, record)
-    if correct is None or correct >= 0.5:
-        return None
-    detail = f"{_short(prediction or response.text)!r}, but {_short(record.reference)!r} is known"
-    return _rejection(response, "agrees", "disagrees", detail)
+    return _disagreement(record, response, task, "agrees")
 
 
-class no_duplicates:  # noqa: N801 - a check by its name in the config, with a memory
-    """The same answer to the same prompt was not there before: letters and digits compared."""
+SET_CHECKS = ("no_duplicates", "no_near_duplicates")
+"""Checks of a row beside the rows accepted before it; the others look at one answer alone."""
 
-    def __init__(self) -> None:
-        self._seen: set[bytes] = set()
 
-    def __call__(self, record: Record, response: Response) -> Rejection | None:
-        prompt = [f"{message.role}:{letters(message.content)}" for message in record.messages]
-        text = "\0".join([*prompt, letters(response.text)])
-        key = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=12).digest()
-        if key in self._seen:
-            return _rejection(response, "no_duplicates", "duplicate", _short(response.text))
-        self._seen.add(key)
-        return None
+def divided(names: Sequence[str], task: Task) -> tuple[list[str], list[str]]:
+    """(names to run in this process, names to run where they can be killed), SET_CHECKS left out.
+
+    Foreign code and computer algebra may hang, crash or eat memory.
+    """
+    alone = [name for name in names if name not in SET_CHECKS]
+    algebra = ("task", "agrees") if task.name == "math" else ()
+    apart = [name for name in alone if ":" in name or name in algebra]
+    return [name for name in alone if name not in apart], apart
 
 
 def build_checks(
@@ -153,44 +147,8 @@ def build_checks(
     return checks
 
 
-def check_responses(
-    records: Sequence[Record],
-    responses: Sequence[Response],
-    checks: Sequence[Check],
-    task: Task,
-    *,
-    config: GenerationConfig | None = None,
-) -> tuple[list[Record], list[Rejection]]:
-    """Sorts answers into records to learn from and rejections; each answer is in one of them.
-
-    An accepted record has the teacher's answer as its reference and the teacher's earlier
-    turns in its messages; the known answer, if there was one, is in `metadata["gold"]`. A
-    conversation is accepted when all its turns are. Further samples of a record are records
-    of their own, named ID#1, ID#2 ...
-
-    Args:
-        responses: In any order. Of two outcomes of one request the later one counts.
-        config: Says with `reasoning: reasoning` that the student learns the reasoning too.
-    """
-    outcomes: dict[str, dict[int, dict[int, Response]]] = {}
-    for response in responses:
-        samples = outcomes.setdefault(response.record_id, {})
-        samples.setdefault(response.sample, {})[response.turn] = response
-    accepted, rejections = [], []
-    for record in records:
-        prompts = task.turns(record)
-        for sample, turns in sorted(outcomes.get(record.id, {}).items()):
-            rejection = _check_turns(prompts, turns, checks)
-            if rejection is not None:
-                rejections.append(rejection.model_copy(update={"sample": sample}))
-            else:
-                answers = [turns[turn] for turn in range(len(prompts))]
-                accepted.append(_accepted(record, prompts, answers, sample, config))
-    return accepted, rejections
-
-
-def _check_turns(
-    prompts: Sequence[Record], turns: dict[int, Response], checks: Sequence[Check]
+def first_fault(
+    prompts: Sequence[Record], turns: Mapping[int, Response], checks: Sequence[Check]
 ) -> Rejection | None:
     """The first fault in a conversation; a turn that was never answered is one."""
     said: list[str] = []
@@ -210,46 +168,31 @@ def _check_turns(
     return None
 
 
-def _accepted(
-    record: Record,
-    prompts: Sequence[Record],
-    answers: Sequence[Response],
-    sample: int,
-    config: GenerationConfig | None,
-) -> Record:
-    learns_reasoning = config is not None and config.reasoning == "reasoning"
+def _disagreement(record: Record, response: Response, task: Task, check: str) -> Rejection | None:
+    if record.reference is None:
+        return None
+    prediction = task.parse(response.text, record)
+    correct = task.correct(prediction, record)
+    if correct is None or correct >= 0.5:
+        return None
+    detail = f"{short(prediction or response.text)!r}, but {short(record.reference)!r} is known"
+    return _rejection(response, check, "disagrees", detail)
 
-    def text_of(response: Response) -> str:
-        text = response.text.strip()
-        return join_reasoning(response.reasoning, text) if learns_reasoning else text
 
-    texts = [text_of(response) for response in answers]
-    last = with_answers(prompts, len(prompts) - 1, texts)
-    metadata = {**record.metadata, "model": answers[-1].model}
-    if record.reference is not None:
-        metadata["gold"] = record.reference
-    if any(response.reasoning for response in answers):
-        metadata["reasoning"] = answers[-1].reasoning
-    if sample:
-        metadata["record_id"] = record.id
-    return record.model_copy(
-        update={
-            "id": f"{record.id}#{sample}" if sample else record.id,
-            "messages": last.messages,
-            "reference": texts[-1],
-            "metadata": metadata,
-        }
-    )
+def _reply_fault(record: Record, response: Response) -> Rejection | None:
+    text = response.text
+    if is_copy(record, text, of_part=False):
+        return _rejection(response, "task", "copy", short(text))
+    return _rejection(response, "task", "too_short", short(text)) if says_nothing(text) else None
 
 
 def _translation_fault(record: Record, response: Response) -> Rejection | None:
     text = response.text
     if is_copy(record, text, of_part=True):
-        return _rejection(response, "task", "copy", _short(text))
-    wanted, found = expected_script(record), script_of(text)
-    if wanted and found and wanted != found:
-        detail = f"{found.lower()} letters where {wanted.lower()} was to be expected"
-        return _rejection(response, "task", "language", detail)
+        return _rejection(response, "task", "copy", short(text))
+    fault = language_fault(record, text)
+    if fault:
+        return _rejection(response, "task", "language", fault)
     fault = translation_length_fault(record, text)
     return _rejection(response, "task", "length_ratio", fault) if fault else None
 
@@ -259,8 +202,10 @@ def _summary_fault(
 ) -> Rejection | None:
     text = response.text
     if is_copy(record, text, of_part=False):
-        return _rejection(response, "task", "copy", _short(text))
+        return _rejection(response, "task", "copy", short(text))
     words = num_words(text)
+    if says_nothing(text) or (words < FEWEST_SUMMARY_WORDS and is_long(record)):
+        return _rejection(response, "task", "too_short", short(text))
     limit = num_words(record.messages[-1].content)
     if config is not None and config.prompting == "chain_of_density":
         limit = min(limit, config.max_summary_words)
@@ -281,6 +226,7 @@ def _rejection(response: Response, check: str, reason: str, detail: str = "") ->
     )
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """A text as a rejection quotes it: one line, at most 120 characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= 120 else flat[:119] + "…"

@@ -1,81 +1,18 @@
-"""What the form of a translation or a summary gives away, without understanding it."""
+"""What the form of a translation, a summary or a reply gives away, without understanding it."""
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections import Counter
 
-from potstill.tasks.translation import LANGUAGES
+from potstill.teach.languages import script_of
 from potstill.types import Record
 
-_LATIN_LANGUAGES = (
-    "czech danish dutch english finnish french german indonesian italian polish portuguese "
-    "romanian spanish swahili swedish turkish vietnamese"
-).split()
-_LANGUAGE_SCRIPTS = {
-    "arabic": "ARABIC",
-    "assamese": "BENGALI",
-    "bengali": "BENGALI",
-    "bulgarian": "CYRILLIC",
-    "chinese": "CJK",
-    "greek": "GREEK",
-    "gujarati": "GUJARATI",
-    "hebrew": "HEBREW",
-    "hindi": "DEVANAGARI",
-    "japanese": "CJK",
-    "kannada": "KANNADA",
-    "korean": "HANGUL",
-    "malayalam": "MALAYALAM",
-    "marathi": "DEVANAGARI",
-    "nepali": "DEVANAGARI",
-    "odia": "ORIYA",
-    "persian": "ARABIC",
-    "punjabi": "GURMUKHI",
-    "russian": "CYRILLIC",
-    "sanskrit": "DEVANAGARI",
-    "sinhala": "SINHALA",
-    "tamil": "TAMIL",
-    "telugu": "TELUGU",
-    "thai": "THAI",
-    "ukrainian": "CYRILLIC",
-    "urdu": "ARABIC",
-    **dict.fromkeys(_LATIN_LANGUAGES, "LATIN"),
-}
-_TARGET_KEYS = ("target_language", "target_lang", "tgt_lang", "target", "language", "lang")
-_INTO = re.compile(r"\b(?:into|to|in)\s+([a-z]+)\b", re.I)
-_SENSE = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "IDEOGRAPHIC": "CJK"}
 _DENSE_SCRIPTS = ("CJK", "HANGUL")
+_UNSPACED_SCRIPTS = ("CJK", "THAI", "LAO", "KHMER", "MYANMAR")
+_LONG_DOCUMENT = 50
+"""Words of a prompt from which a summary of one or two words says too little."""
 
-
-def script_of(text: str) -> str | None:
-    """The script that most letters of a text are in, such as LATIN; None without letters."""
-    counts: Counter[str] = Counter()
-    for character in text:
-        if character.isalpha() or unicodedata.category(character) in ("Mn", "Mc"):
-            name = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
-            counts[_SENSE.get(name, name)] += 1
-    return counts.most_common(1)[0][0] if counts else None
-
-
-def expected_script(record: Record) -> str | None:
-    """The script of the language that is translated into; None where nothing says it.
-
-    The known translation says it, else the row's metadata, else the prompt's own words
-    ("translate into Hindi").
-    """
-    if record.reference:
-        return script_of(record.reference)
-    for key in _TARGET_KEYS:
-        value = str(record.metadata.get(key, "")).lower()
-        language = LANGUAGES.get(re.split(r"[-_]", value)[0], value).lower()
-        if language in _LANGUAGE_SCRIPTS:
-            return _LANGUAGE_SCRIPTS[language]
-    for message in reversed(record.messages):
-        for word in _INTO.findall(message.content):
-            if word.lower() in _LANGUAGE_SCRIPTS:
-                return _LANGUAGE_SCRIPTS[word.lower()]
-    return None
+FEWEST_SUMMARY_WORDS = 3
 
 
 def translation_length_fault(record: Record, text: str) -> str:
@@ -114,6 +51,17 @@ def is_copy(record: Record, text: str, *, of_part: bool) -> bool:
     return of_part and len(answer) >= 8 and len(text.split()) >= 3 and answer in prompt
 
 
+def says_nothing(text: str) -> bool:
+    """Whether a text has no letter or digit, or a single one that is no word: "...", "k"."""
+    said = letters(text)
+    return not said or (len(said) == 1 and script_of(said) == "LATIN")
+
+
+def is_long(record: Record) -> bool:
+    """Whether the prompt is long enough that a few words cannot sum it up."""
+    return num_words(record.messages[-1].content) > _LONG_DOCUMENT
+
+
 def letters(text: str) -> str:
     """A text without case, spaces and punctuation."""
     folded = unicodedata.normalize("NFKC", text).casefold()
@@ -122,6 +70,6 @@ def letters(text: str) -> str:
 
 def num_words(text: str) -> int:
     """Words between spaces; in scripts without spaces, half the characters."""
-    if script_of(text) == "CJK":
+    if script_of(text) in _UNSPACED_SCRIPTS:
         return (len(letters(text)) + 1) // 2
     return len(text.split())

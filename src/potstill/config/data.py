@@ -1,0 +1,188 @@
+"""Config sections on records that come from production: which are taken, and what is hidden."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from potstill.config.models import Section
+
+if TYPE_CHECKING:
+    from potstill.config.sections import DataConfig, GenerationConfig
+
+PersonalKind = Literal[
+    "email",
+    "url",
+    "iban",
+    "card",
+    "us_ssn",
+    "de_tax_id",
+    "in_aadhaar",
+    "uk_nino",
+    "ip",
+    "birth_date",
+    "address",
+    "phone",
+]
+PERSONAL_KINDS: tuple[str, ...] = typing.get_args(PersonalKind)
+"""What digits could be, the surest first: almost any may be a phone number."""
+
+Value = str | int | float | bool
+
+
+class FieldTest(Section):
+    field: str | None = None
+    """Dotted name of the field as the file has it, such as `metadata.rating` or
+    `choices.0.finish_reason`."""
+
+    equals: Value | None = None
+    """The field has this value; `4` and `"4"` are the same."""
+
+    one_of: tuple[Value, ...] | None = None
+    """The field has one of these values."""
+
+    contains: str | None = None
+    """The field is a text with this in it, or a list that has it."""
+
+    at_least: float | None = None
+    """The field is a number, or a text that is one, not below this."""
+
+    at_most: float | None = None
+    """The field is a number, or a text that is one, not above this."""
+
+    exists: bool | None = None
+    """Whether the row has the field at all."""
+
+    @property
+    def tests(self) -> list[str]:
+        """Which tests were given."""
+        names = ("equals", "one_of", "contains", "at_least", "at_most", "exists")
+        return [name for name in names if getattr(self, name) is not None]
+
+    def _problem(self) -> str:
+        if self.tests and self.field is None:
+            return f"{self.tests[0]} needs a field, such as field: metadata.rating"
+        if self.field is not None and not self.tests:
+            return (
+                f"field: {self.field} needs a test: equals, one_of, contains, at_least, at_most "
+                f"or exists"
+            )
+        return ""
+
+
+class Where(FieldTest):
+    all: tuple[Where, ...] | None = None
+    """Rules that must all hold."""
+
+    any: tuple[Where, ...] | None = None
+    """Rules of which one must hold."""
+
+    # The inner Annotated keeps the walk over all keys of the config from going round for ever.
+    not_: Annotated[Where, Field()] | None = Field(None, alias="not")
+    """A rule that must not hold."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Where:
+        given = {"field": self.field, "all": self.all, "any": self.any, "not": self.not_}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise ValueError(
+                f"{' and '.join(names)} in one rule; write {{all: [{{...}}, {{...}}]}} "
+                f"where several must hold"
+            )
+        if problem := self._problem():
+            raise ValueError(problem)
+        if not names:
+            raise ValueError("a rule needs field, all, any or not")
+        return self
+
+
+class FeedbackConfig(FieldTest):
+    @model_validator(mode="after")
+    def _tests_a_field(self) -> FeedbackConfig:
+        problem = self._problem() or ("" if self.field else "feedback needs a field and a test")
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+def _as_mode(value: Any) -> Any:
+    return "off" if value is False else value  # `off` without quotes is false in YAML
+
+
+def _as_privacy(value: Any) -> Any:
+    return {"mode": value} if isinstance(value, str | bool) else value
+
+
+class PrivacyConfig(Section):
+    mode: Annotated[
+        Literal["auto", "off", "pseudonymise", "redact"],
+        BeforeValidator(
+            _as_mode, json_schema_input_type=Literal["auto", "off", "pseudonymise", "redact", False]
+        ),
+    ] = "auto"
+    """What becomes of personal data before a record is sent to an endpoint: made-up values in
+    its place (`pseudonymise`), marks such as `[EMAIL_1]` (`redact`), or nothing (`off`).
+    `auto` is `pseudonymise` for records from production logs that an endpoint is asked, else
+    `off`; the other modes hold for local teachers too."""
+
+    learn: Literal["restored", "pseudonyms"] = "restored"
+    """What the student learns where pseudonyms were sent: the real values, put back into the
+    teacher's answer, or the pseudonyms. With `redact` it always learns the marks."""
+
+    kinds: tuple[PersonalKind, ...] = typing.cast(Any, PERSONAL_KINDS)
+    """Which kinds are looked for; all by default. Names are found by `names` or `finder`."""
+
+    names: Path | tuple[str, ...] = ()
+    """Names to hide: a list, or a text file with one a line."""
+
+    regions: tuple[str, ...] = ("US", "GB", "DE", "IN")
+    """Countries whose phone numbers are found without a country code, as two-letter codes."""
+
+    finder: str | None = None
+    """A function that finds more, `module:attribute`: text to (start, end, kind) triples."""
+
+    @property
+    def in_data(self) -> bool:
+        """Whether the student learns without the real values, so that they go at the loading."""
+        return self.mode == "redact" or self.learn == "pseudonyms"
+
+    @model_validator(mode="after")
+    def _regions_are_codes(self) -> PrivacyConfig:
+        for region in self.regions:
+            if not (len(region) == 2 and region.isascii() and region.isupper()):
+                raise ValueError(f"regions are two-letter country codes such as DE, got {region!r}")
+        return self
+
+
+Privacy = Annotated[
+    PrivacyConfig,
+    BeforeValidator(
+        _as_privacy,
+        json_schema_input_type=Literal["auto", "off", "pseudonymise", "redact", False]
+        | PrivacyConfig,
+    ),
+]
+
+
+def contradictions(data: DataConfig, generation: GenerationConfig) -> list[str]:
+    """What cannot be meant together: what a teacher is to do, and that none is asked."""
+    problems = []
+    if data.logged_answers == "reuse":
+        given = {"prompting": "plain", "num_responses": 1, "logprobs": 0}
+        problems += [
+            f"generation.{name} is what a teacher is asked for, and with data.logged_answers: "
+            f"reuse none is asked; leave it out"
+            for name, only in given.items()
+            if getattr(generation, name) != only
+        ]
+    privacy = data.privacy
+    if privacy.mode == "pseudonymise" and privacy.learn == "restored" and generation.logprobs:
+        problems.append(
+            "generation.logprobs are of the text that the teacher wrote, and data.privacy puts "
+            "other values into it; use data.privacy: {learn: pseudonyms}, or logprobs: 0"
+        )
+    return problems

@@ -1,0 +1,277 @@
+"""Asks an endpoint until it has answered: what is tried again, what ends the run, what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from potstill.errors import TeacherError, TeacherRefused
+from potstill.models.admission import Admission, Slot
+from potstill.models.chat_format import Answer, NotAnAnswer, error_text, is_filtered, read_json
+from potstill.models.retry import (
+    MOST_ATTEMPTS,
+    MOST_BUSY_SECONDS,
+    RETRIED,
+    RetryBudget,
+    retry_after_seconds,
+    wait_seconds,
+)
+from potstill.models.secret import Key
+from potstill.models.transport import Reply, Transport
+from potstill.models.wire import Wire
+
+_OUT_OF_MONEY = (
+    *("insufficient_quota", "billing", "insufficient_balance", "credit balance"),
+    *("spend_limit", "usage limits"),
+)
+
+
+class Request(NamedTuple):
+    """What an endpoint is sent, and how the reply is read."""
+
+    method: str
+    url: str
+    what: str
+    """What messages call the thing that is asked: the model's name."""
+
+    make_body: Callable[[], dict[str, Any]] | None = None
+    """Called for each attempt: what a refusal teaches is heeded by the next."""
+
+    read: Callable[[bytes], Awaitable[Answer]] | None = None
+    """Reads a body of status 200; where it is no answer, the attempt has failed."""
+
+    num_tokens: int = 0
+    """What it may cost, prompt and answer."""
+
+
+class _Fault(NamedTuple):
+    """Why an attempt failed that may be made again."""
+
+    text: str
+    headers: Mapping[str, str] = {}
+    is_busy: bool = False
+    """It was refused for speed (429)."""
+
+
+class Client:
+    """One endpoint's transport, key, limits and patience.
+
+    Args:
+        requests_per_minute, tokens_per_minute: Limits of the endpoint, learned from its headers
+            where None.
+        max_in_flight: Never more requests open than this; fewer at first, see `Admission`.
+        clock, wall_clock, sleep, jitter, transport: Time, chance and network, for tests.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        key: Key,
+        *,
+        timeout_seconds: float = 120.0,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_in_flight: int = 256,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+        transport: Transport | None = None,
+    ):
+        self.host = urlsplit(wire.base).netloc
+        self.max_in_flight = max_in_flight
+        self.num_retries = 0
+        """Requests that were sent again, over the client's life."""
+
+        self._wire = wire
+        self._key = key
+        self._wall_clock, self._sleep, self._jitter = wall_clock, sleep, jitter
+        self._budget = RetryBudget()
+        self._transport = transport or Transport(timeout_seconds=timeout_seconds, clock=clock)
+        self._admission = Admission(
+            self.host,
+            most=max_in_flight,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            clock=clock,
+            wall_clock=wall_clock,
+            sleep=sleep,
+        )
+
+    @property
+    def state(self) -> str:
+        """`running`, or until when it is paused and why."""
+        breaker = self._admission.breaker
+        if not breaker.is_paused:
+            return "running"
+        seconds = breaker.seconds_to_probe()
+        until = self._wall_clock() + (0 if seconds == math.inf else seconds)
+        at = time.strftime("%H:%M:%S", time.localtime(until))
+        return f"paused until {at}, because {breaker.reason}"
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests that are open now; what waits for its turn is none."""
+        return self._admission.num_open
+
+    async def close(self) -> None:
+        """Closes the connections; a later call opens new ones."""
+        await self._transport.close()
+
+    async def exchange(self, request: Request) -> tuple[Reply, Answer | None]:
+        """One exchange that went through, with retries of what may pass.
+
+        Returns:
+            A reply with status 200 and what was read, or one with a 4xx that is about this
+            request alone.
+
+        Raises:
+            TeacherRefused: Key, URL, model or quota, or nothing has gone through for hours.
+            TeacherError: It failed too often.
+        """
+        tries, attempt, busy_seconds = 0, 0, 0.0
+        num_answers = self._budget.num_answers
+        while True:
+            async with self._admission.slot(request.num_tokens) as slot:
+                found = await self._try(slot, request)
+                if not isinstance(found, _Fault):
+                    return found
+                self._report(slot, found)
+            tries += 1
+            # Refusals for speed do not count, but those of a probe do: the last request of a
+            # run may be one that the endpoint never takes.
+            attempt += slot.is_probe or not found.is_busy
+            if num_answers != self._budget.num_answers:
+                num_answers, busy_seconds = self._budget.num_answers, 0.0  # others get through
+            self._refuse_more(attempt, busy_seconds, found)
+            seconds = wait_seconds(
+                tries, found.headers, jitter=self._jitter(), wall_clock=self._wall_clock()
+            )
+            busy_seconds += seconds * found.is_busy
+            self.num_retries += 1
+            await self._sleep(seconds)
+
+    async def _try(self, slot: Slot, request: Request) -> tuple[Reply, Answer | None] | _Fault:
+        """One attempt; two where a refusal taught what the endpoint calls a field."""
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        headers |= self._wire.headers(self._key.value())
+        while True:
+            body = request.make_body() if request.make_body else None
+            data = None if body is None else _encode(body)
+            try:
+                reply = await self._transport.send(request.method, request.url, headers, data)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                self._refuse_unreachable(error)
+                return _Fault(f"{type(error).__name__} {self._key.hide(str(error))}".strip())
+            self._admission.learn(slot, reply.headers)
+            text = self.message(reply) if body and reply.status in (400, 422) else ""
+            if not (text and self._wire.learns(body, text)):
+                break
+        self._refuse_for_good(reply, request.what)
+        if reply.status in RETRIED:
+            text = f"status {reply.status}: {self.message(reply)}"
+            return _Fault(text, reply.headers, is_busy=reply.status == 429)
+        answer = None
+        if request.read and reply.status == 200:
+            try:
+                answer = await request.read(reply.body)
+            except NotAnAnswer as error:
+                return _Fault(f"status 200 and no answer: {self._key.hide(str(error))[:500]}")
+        self._budget.num_answers += 1
+        is_known = answer is not None and answer.has_usage
+        self._admission.answered(
+            slot, answer.num_prompt_tokens + answer.num_new_tokens if is_known else None
+        )
+        return reply, answer
+
+    def _report(self, slot: Slot, fault: _Fault) -> None:
+        """Tells those who wait for a slot."""
+        told = retry_after_seconds(fault.headers, self._wall_clock()) or 0.0
+        if fault.is_busy:
+            self._admission.refused_for_speed(slot, fault.text, told)
+        else:
+            self._admission.failed(slot, fault.text, told)
+
+    def _refuse_more(self, attempt: int, busy_seconds: float, fault: _Fault) -> None:
+        """Gives one request up when it has failed often enough, or too many others have."""
+        if attempt >= MOST_ATTEMPTS:
+            raise TeacherError(f"{self.host} failed {attempt} times; the last time: {fault.text}")
+        if busy_seconds > MOST_BUSY_SECONDS:
+            raise TeacherError(
+                f"{self.host} was too busy for anyone for {busy_seconds:,.0f} seconds; the last "
+                f"time: {fault.text}. Lower generation.max_in_flight (now {self.max_in_flight})"
+            )
+        if fault.is_busy or self._admission.breaker.is_paused:
+            return  # during an outage nothing is held against one request
+        if self._budget.is_empty:
+            raise TeacherError(
+                f"{self.host} failed, and was not asked again because {self._budget.num_retries:,} "
+                f"other requests were for {self._budget.num_answers:,} answers: {fault.text}"
+            )
+        self._budget.num_retries += 1
+
+    def _refuse_unreachable(self, error: Exception) -> None:
+        """Ends the run over what waiting does not mend: addresses and certificates."""
+        wrong = (aiohttp.ClientConnectorCertificateError, aiohttp.InvalidURL)
+        never = isinstance(error, aiohttp.ClientSSLError) and not self._budget.num_answers
+        if never or isinstance(error, wrong):
+            text = self._key.hide(str(error))
+            raise TeacherRefused(f"{self.host} cannot be reached: {text}") from None
+
+    def _refuse_for_good(self, reply: Reply, what: str) -> None:
+        status = reply.status
+        if status < 300:
+            return
+        text = self.message(reply)
+        where = f"{self.host} answered {status}"
+        if status < 400:
+            target = urlsplit(reply.headers.get("Location", ""))._replace(query="").geturl()
+            raise TeacherRefused(
+                f"{where}, a redirect to {self._key.hide(target)!r}, which is not followed: the "
+                f"key would go along. Give the right address in teacher.url"
+            )
+        if status == 401 or (status == 403 and not is_filtered(reply.body)):
+            raise TeacherRefused(
+                f"{where}: it refuses {self._key.label} ({text}). Check the key, and whether it "
+                f"may use {what}; teacher.key names the place of the key"
+            )
+        if status in (404, 405):
+            raise TeacherRefused(
+                f"{where}: there is no {what} at {self._wire.base} "
+                f"({text}). Check teacher.url, which ends in /v1 for most endpoints, and "
+                f"teacher.model"
+            )
+        lower = text.lower()
+        if status == 402 or (status in (400, 429) and any(word in lower for word in _OUT_OF_MONEY)):
+            raise TeacherRefused(
+                f"{where}: the account of {self._key.label} has no quota left ({text}). Fill it "
+                f"up and run the same command again; all answers so far are kept"
+            )
+
+    def message(self, reply: Reply, most: int = 500) -> str:
+        """What an error body says, in so many characters and without the key."""
+        try:
+            code, message = error_text(read_json(reply.body))
+            text = f"{code}: {message}" if code and code not in message else message
+        except NotAnAnswer:
+            text = reply.body.decode("utf-8", "replace")
+        # Hidden before it is cut, so that no half of a key is left at the end.
+        text = " ".join(self._key.hide(text).split())
+        return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except (orjson.JSONEncodeError, TypeError):
+        # Half a surrogate pair in the user's data has no UTF-8; it is asked as a question mark.
+        return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")

@@ -1,0 +1,106 @@
+"""The log-probabilities of an answer: out of an endpoint's JSON, into few bytes, and back.
+
+Shape letters of this file:
+    N  positions of the answer
+    K  tokens told at each position, most probable first
+
+300 positions of 20 tokens are 431 KB of JSON and 38 KB here: 6 K + 8 bytes a position.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from potstill.types import Logprobs
+
+FLOOR = -60.0
+"""Values are not kept below this: exp(-60) is nothing, and servers write -9999 for "none"."""
+
+_ID_PREFIX = "token_id:"
+
+
+class LogprobArrays(NamedTuple):
+    """`Logprobs` as arrays."""
+
+    sampled_N: np.ndarray
+    """int32: the tokens of the answer; -1 where one is not known."""
+
+    ids_NK: np.ndarray
+    """int32; -1 where fewer than K were told."""
+
+    logprobs_NK: np.ndarray
+    """float16, nats; minus infinity where fewer than K were told."""
+
+    tail_N: np.ndarray
+    """float32: probability of all tokens that were not told, in [0, 1]."""
+
+
+def read_logprobs(tree: Any, k: int, *, mode: str | None = None) -> Logprobs | None:
+    """Reads `choice.logprobs` of a chat completion; None where it holds none.
+
+    Servers add the sampled token to the k largest, or tell more than was asked; so entries are
+    ranked again and cut at k. Token ids are kept where the server tells them: llama.cpp as
+    `id`, vLLM as the token's text when asked to. Elsewhere ids count a table of the tokens' bytes.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError, ArithmeticError: If it has another form.
+    """
+    content = tree.get("content") if isinstance(tree, dict) else None
+    if not content:
+        return None
+    table: dict[bytes, int] = {}
+    id_of = _reader(content[0], table)
+    sampled = [id_of(position) for position in content]
+    rows = [_ranked(position.get("top_logprobs") or (), k) for position in content]
+    ids_NK = np.full((len(rows), k), -1, "<i4")
+    logprobs_NK = np.full((len(rows), k), -np.inf)
+    lengths = np.array([len(row) for row in rows])
+    is_told_NK = np.arange(k) < lengths[:, None]
+    ids_NK[is_told_NK] = [id_of(entry) for row in rows for entry in row]
+    logprobs_NK[is_told_NK] = [entry["logprob"] for row in rows for entry in row]
+    np.clip(logprobs_NK, FLOOR, 0.0, out=logprobs_NK, where=is_told_NK)
+    tail_N = np.clip(1.0 - np.exp(logprobs_NK).sum(-1), 0.0, 1.0)
+    return Logprobs(
+        k=k,
+        sampled=np.array(sampled, "<i4").tobytes(),
+        ids=ids_NK.tobytes(),
+        values=logprobs_NK.astype("<f2").tobytes(),
+        tail=tail_N.astype("<f4").tobytes(),
+        tokens=tuple(token.hex() for token in table),
+        mode=mode,
+    )
+
+
+def logprob_arrays(logprobs: Logprobs) -> LogprobArrays:
+    """The arrays, which read from the object's own bytes."""
+    return LogprobArrays(
+        sampled_N=np.frombuffer(logprobs.sampled, "<i4"),
+        ids_NK=np.frombuffer(logprobs.ids, "<i4").reshape(-1, logprobs.k),
+        logprobs_NK=np.frombuffer(logprobs.values, "<f2").reshape(-1, logprobs.k),
+        tail_N=np.frombuffer(logprobs.tail, "<f4"),
+    )
+
+
+def _reader(first: dict[str, Any], table: dict[bytes, int]) -> Callable[[dict[str, Any]], int]:
+    """What finds the number of an entry's token, in the manner of the answer's first entry."""
+    if isinstance(first.get("id"), int):
+        return operator.itemgetter("id")
+    if first["token"].startswith(_ID_PREFIX):
+        return lambda entry: int(entry["token"].removeprefix(_ID_PREFIX))
+
+    def place_in_table(entry: dict[str, Any]) -> int:
+        data = entry.get("bytes")
+        token = bytes(data) if isinstance(data, list) else entry["token"].encode()
+        return table.setdefault(token, len(table))
+
+    return place_in_table
+
+
+def _ranked(entries: Any, k: int) -> list[dict[str, Any]]:
+    told = [entry for entry in entries if isinstance(entry["logprob"], int | float)]
+    told.sort(key=operator.itemgetter("logprob"), reverse=True)
+    return told[:k]

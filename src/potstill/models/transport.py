@@ -1,0 +1,88 @@
+"""One exchange over HTTP: a pooled session, no redirect followed, and a body that has an end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from potstill.errors import TeacherError
+
+_CONNECT_SECONDS = 30.0
+_LARGEST_BYTES = 64 * 2**20
+
+
+class Reply:
+    """Status, headers and body of one exchange."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes, seconds: float):
+        self.status, self.headers, self.body, self.seconds = status, headers, body, seconds
+
+
+class Transport:
+    """Connections to endpoints, kept open between requests; it follows a change of event loop.
+
+    Args:
+        timeout_seconds: For one exchange from connecting to the last byte, however slowly the
+            bytes come.
+        largest_bytes: Longest body, unpacked.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_seconds: float,
+        largest_bytes: int = _LARGEST_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=_CONNECT_SECONDS)
+        self._largest_bytes = largest_bytes
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str], data: bytes | None
+    ) -> Reply:
+        """Sends one request and reads the whole reply, whatever its status.
+
+        Raises:
+            TeacherError: If the body is too long; asking again would bring the same.
+            aiohttp.ClientError, TimeoutError, OSError: If nothing whole came back.
+        """
+        started = self._clock()
+        async with self._open_session().request(
+            method, url, data=data, headers=headers, allow_redirects=False
+        ) as response:
+            chunks, size = [], 0
+            async for chunk in response.content.iter_chunked(2**16):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > self._largest_bytes:
+                    # Not released to the pool: the rest would have to be read first.
+                    response.close()
+                    raise TeacherError(
+                        f"{urlsplit(url).netloc} sent more than {self._largest_bytes >> 20} MiB "
+                        f"for one answer"
+                    )
+            seconds = self._clock() - started
+            return Reply(response.status, response.headers, b"".join(chunks), seconds)
+
+    async def close(self) -> None:
+        """Closes the connections; a later request opens new ones."""
+        session, self._session = self._session, None
+        if session is not None and self._loop is asyncio.get_running_loop():
+            await session.close()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session.closed or self._loop is not loop:
+            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
+            self._session = aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
+            )
+            self._loop = loop
+        return self._session

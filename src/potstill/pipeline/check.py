@@ -1,0 +1,148 @@
+"""The work of stage check: which of the teacher's answers the student learns from."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from potstill.data.scratch import scratch
+from potstill.errors import DataError
+from potstill.pipeline.context import Context
+from potstill.pipeline.data import records_of
+from potstill.protocols import resolve
+from potstill.rundir import iter_jsonl, json_line, whole_file, write_text
+from potstill.teach.accept import Outcome, SetCheck, accept
+from potstill.teach.checks import build_checks, divided
+from potstill.teach.contamination import NotContaminated
+from potstill.teach.doubles import duplicate_checks
+from potstill.teach.isolated import CheckPool
+from potstill.teach.quality import LabelQuota, Quality
+from potstill.types import Record, Response
+
+_NUM_TYPICAL = 2000
+"""Prompts that tell what many rows share: instructions and other phrases of a template."""
+
+_TELL_EVERY = 256
+
+Rows = Iterable[tuple[Record, list[Response]]]
+WithAnswers = Callable[[str, Iterable[Record]], Rows]
+Judged = Callable[[Rows, list[SetCheck]], Iterator[Outcome]]
+
+
+def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
+    """Writes accepted.jsonl, rejected.jsonl and quality.json; returns facts for the mark.
+
+    Args:
+        with_answers: Brings the records of `train` or `validation` together with the responses
+            to each, one record at a time.
+
+    Raises:
+        DataError: If nothing is left to train on.
+    """
+    config, run = ctx.config, ctx.run
+    places = {
+        "train": (run.train, run.accepted),
+        "validation": (run.validation, run.accepted_validation),
+    }
+    quality = Quality(ctx.task)
+    counts: Counter[str] = Counter({f"num_{split}": 0 for split in places})
+    reasons: Counter[str] = Counter()
+    tell = ctx.progress("check")
+    with _judges(ctx) as judged, scratch(run.data) as database, whole_file(run.rejected) as dropped:
+        set_checks, facts = _set_checks(ctx, database)
+        quota = config.data.label_quota
+        for split, (asked, out) in places.items():
+            own = list(set_checks)
+            if quota is not None and split == "train":
+                own.append(LabelQuota(ctx.task, quota))
+            rows = with_answers(split, iter_jsonl(asked, Record))
+            with whole_file(out) as kept:
+                for number, outcome in enumerate(judged(rows, own), start=1):
+                    for record in outcome.accepted:
+                        kept.write(json_line(record))
+                        counts[f"num_{split}"] += 1
+                        if split == "train":
+                            quality.add(record)
+                    for rejection in outcome.rejected:
+                        dropped.write(json_line(rejection))
+                        reasons[rejection.reason] += 1
+                    if number % _TELL_EVERY == 0:
+                        tell(number, None, split)
+    found = {**quality.figures(), **facts}
+    whole = {**counts, "rejected": dict(reasons.most_common()), **found}
+    write_text(run.quality, json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
+    text = f"{counts.total():,} accepted, {reasons.total():,} rejected"
+    if reasons:
+        text += f" ({reasons_text(reasons)})"
+    if not counts["num_train"]:
+        raise DataError(
+            f"the checks rejected every answer of the teacher ({reasons_text(reasons)}); read "
+            f"{run.rejected}, and change the prompt, generation or checks"
+        )
+    return {
+        **counts,
+        "num_rejected": reasons.total(),
+        "reasons": dict(reasons.most_common()),
+        "quality": found,
+        "text": text,
+    }
+
+
+def reasons_text(reasons: Counter[str]) -> str:
+    """The five most frequent reasons with their counts."""
+    return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons.most_common(5))
+
+
+@contextlib.contextmanager
+def _judges(ctx: Context) -> Iterator[Judged]:
+    """`accept` with the checks of the config, and the processes that some of them need."""
+    config = ctx.config
+    generation = config.generation
+    here, apart = divided(config.checks, ctx.task)
+    checks = build_checks(here, ctx.task, config=generation)
+    pool: CheckPool | None = None
+    with contextlib.ExitStack() as stack:
+        if apart or generation.best_by:
+            remembers = any(inspect.isclass(resolve("check", name)) for name in apart)
+            pool = stack.enter_context(
+                CheckPool(
+                    apart,
+                    config.task,
+                    generation,
+                    config.check_limits,
+                    best_by=generation.best_by,
+                    one_worker=remembers,
+                )
+            )
+
+        def judged(rows: Rows, set_checks: list[SetCheck]) -> Iterator[Outcome]:
+            return accept(
+                rows, ctx.task, checks=checks, pool=pool, set_checks=set_checks, config=generation
+            )
+
+        yield judged
+
+
+def _set_checks(
+    ctx: Context, database: sqlite3.Connection
+) -> tuple[list[SetCheck], dict[str, Any]]:
+    """The checks of a row beside others, and facts on what they compare with."""
+    config, run, task = ctx.config, ctx.run, ctx.task
+    typical = list(itertools.islice(iter_jsonl(run.train, Record), _NUM_TYPICAL))
+    test = NotContaminated(database, test_records(ctx), typical)
+    checks: list[SetCheck] = [test] if test.num_test_rows else []
+    checks += duplicate_checks(config.checks, database, task, typical)
+    return checks, {"contamination": test.facts()}
+
+
+def test_records(ctx: Context) -> Iterator[Record]:
+    """The records of every declared test set: the run's own and `data.keep_out`."""
+    yield from iter_jsonl(ctx.run.test, Record)
+    for path in ctx.config.data.keep_out:
+        yield from records_of(ctx, path)

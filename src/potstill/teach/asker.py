@@ -1,0 +1,375 @@
+"""The workers that ask the teacher: each outcome is kept, and every request is accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import NamedTuple
+
+from potstill.config import GenerationConfig
+from potstill.errors import PotstillError, TeacherError
+from potstill.models.fingerprint import identity_of, sent_by
+from potstill.protocols import ChatModel, Task
+from potstill.teach.index import MOST_KEYS, State, Want
+from potstill.teach.ledger import MOST_TOGETHER, Ledger
+from potstill.teach.outcomes import cancelled, state_of
+from potstill.teach.progress import Asking, Meter
+from potstill.teach.prompts import split_answer
+from potstill.teach.purse import Purse
+from potstill.teach.requests import Chain, Request, Requests
+from potstill.types import Record, Response
+
+DRAIN_SECONDS = 30.0
+"""How long a run that is to stop waits for answers that are on their way."""
+
+_NUM_EXAMPLES = 3
+_TELL_SECONDS = 0.1
+_TICK_SECONDS = 1.0
+"""How often it is told how far the asking is while nothing comes."""
+
+
+class Place(NamedTuple):
+    """One sample of one record of the input."""
+
+    number: int
+    record: Record
+    sample: int
+
+
+class Tally:
+    """How many requests are where. Each that was taken up is in one place at any moment."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        """All of the following; what was requested besides was not asked yet."""
+
+        self.open = self.answered = self.dead = self.cancelled = 0
+        self.blocked = 0
+        """Never asked: an earlier turn of the conversation is dead."""
+
+        self.reused = self.cut = 0
+        """Of the answered."""
+
+        self.num_prompt_tokens = self.num_new_tokens = 0
+
+    @property
+    def failed(self) -> int:
+        """Requests that were given up."""
+        return self.dead + self.blocked
+
+    def reconcile(self, saved: dict[State, int] | None = None) -> None:
+        """Asserts that the counts add up, and are those that the ledger has saved."""
+        parts = (self.open, self.answered, self.dead, self.cancelled, self.blocked)
+        assert self.taken == sum(parts), vars(self)
+        if saved is not None:
+            answered = saved.get(State.DONE, 0) + saved.get(State.CUT, 0)
+            found = (answered, saved.get(State.DEAD, 0), saved.get(State.CANCELLED, 0))
+            assert (self.answered, self.dead, self.cancelled) == found, (vars(self), saved)
+
+
+class Asker:
+    """One call of `generate`: what it was given, and what it has counted so far."""
+
+    def __init__(
+        self,
+        teacher: ChatModel,
+        task: Task,
+        config: GenerationConfig,
+        ledger: Ledger,
+        requested: int,
+        required_logprobs: int,
+        tell: Callable[[Asking], None],
+    ):
+        self.teacher, self.config, self.ledger = teacher, config, ledger
+        self.requested = requested
+        price = getattr(teacher, "price", None)
+        self.purse = Purse(price, config.max_cost, spent=ledger.cost)
+        self.tally = Tally()
+        self._tell_them = tell
+        top_logprobs = max(config.logprobs, required_logprobs)
+        self._requests = Requests(
+            identity_of(teacher), sent_by(teacher), task, config, top_logprobs
+        )
+        size = config.max_in_flight
+        self._size = max(1, teacher.max_in_flight if size == "auto" else size)
+        # Open requests and answers that are not on the disk yet: what a crash would ask again.
+        self._unsaved = asyncio.Semaphore(self._size + MOST_TOGETHER)
+        self._turnstile = asyncio.Lock()
+        self._workers: list[asyncio.Task[None]] = []
+        self._error: BaseException | None = None
+        self._meter = Meter()
+        self._told_at = 0.0
+        self._num_retries = getattr(teacher, "num_retries", 0)
+        self._examples: list[str] = []
+        self._pilot_faults: dict[str, str] | None = None
+
+    def begin(self, part: str, source: str, first: Iterable[tuple[int, Record]]) -> None:
+        """Begins or goes on with an input; what need not be looked at is counted at once."""
+        keys = [self._requests.chain(number, record, 0).first.key for number, record in first]
+        number, num_cut = self.ledger.begin(part, source, keys, self.config.num_responses)
+        tally = self.tally
+        tally.taken, tally.answered, tally.reused, tally.cut = number, number, number, num_cut
+
+    async def ask_pilot(self, records: Iterable[tuple[int, Record]]) -> None:
+        """Asks the first prompts, and stops before the full spend when they did not go well.
+
+        Raises:
+            TeacherError: If more than one failed, is empty or was cut.
+        """
+        pilots = list(records)
+        self._pilot_faults = {}
+        await self.ask_all(Place(number, record, 0) for number, record in pilots)
+        faults, self._pilot_faults = self._pilot_faults, None
+        if len(faults) > 1:
+            examples = "; ".join(f"{key}: {fault}" for key, fault in list(faults.items())[:3])
+            raise TeacherError(
+                f"{len(faults)} of the first {len(pilots)} prompts went wrong, so the rest was "
+                f"not asked: {examples}. What came is kept in {self.ledger.path}. Change the "
+                f"prompt, generation.max_new_tokens (now {self.config.max_new_tokens}) or the "
+                f"teacher; generation.pilot: 0 asks on regardless"
+            )
+
+    async def ask_all(self, places: Iterable[Place]) -> None:
+        """Works through the places with a fixed number of requests open.
+
+        Whatever ends it early, answers on their way are waited for, and all that came is saved.
+        """
+        chains = self._unanswered(places)
+        self._workers = [asyncio.create_task(self._work(chains)) for _ in range(self._size)]
+        while not all(worker.done() for worker in self._workers):
+            try:
+                await asyncio.wait(self._workers, timeout=_TICK_SECONDS)
+                self._tell()
+            except asyncio.CancelledError as error:
+                is_second = isinstance(self._error, asyncio.CancelledError)
+                self._stop(error, wait_seconds=0.0 if is_second else DRAIN_SECONDS)
+        await chains.aclose()
+        await self.ledger.flush()
+        self.tally.reconcile(self.ledger.counts())
+        self._tell(at_once=True)
+        if self._error is not None:
+            raise self._error
+
+    def refuse_too_few(self) -> None:
+        """Raises TeacherError as soon as min_success_ratio or max_failures is out of reach."""
+        failed, wanted, most = self.tally.failed, self.config.min_success_ratio, self.requested
+        allowed = (1 - wanted) * self.requested + 1e-9
+        rule = f"generation.min_success_ratio = {wanted:g}"
+        if self.config.max_failures is not None and self.config.max_failures < allowed:
+            allowed = self.config.max_failures
+            rule = f"generation.max_failures = {allowed}"
+        if failed > allowed:
+            raise TeacherError(
+                f"{failed:,} of {most:,} answers did not come, and {rule} allows "
+                f"{int(allowed):,}; {self.tally.answered:,} are kept in {self.ledger.path}, and "
+                f"the same command asks for the rest. The failures: {'; '.join(self._examples)}"
+            )
+
+    def _stop(self, error: BaseException, wait_seconds: float = DRAIN_SECONDS) -> None:
+        """Asks nothing more; what is open gets so long to end, and is cancelled then."""
+        self._error = self._error or error
+        workers = self._workers
+
+        def cancel() -> None:
+            for worker in workers:
+                worker.cancel()
+
+        asyncio.get_running_loop().call_later(wait_seconds, cancel)
+        self._tell(at_once=True)
+
+    async def _work(self, chains: AsyncGenerator[Chain, None]) -> None:
+        try:
+            while self._error is None:
+                async with self._turnstile:
+                    chain = await anext(chains, None)
+                if chain is None:
+                    return
+                await self._ask_turns(chain)
+        except Exception as error:
+            self._stop(error)
+
+    async def _unanswered(self, places: Iterable[Place]) -> AsyncGenerator[Chain, None]:
+        """The places that are not answered yet; those of several turns are looked at later."""
+        places = iter(places)
+        while some := [self._requests.chain(*p) for p in itertools.islice(places, MOST_KEYS)]:
+            found = self.ledger.find([chain.first.key for chain in some])
+            missing, wants = [], []
+            for chain in some:
+                state = found.get(chain.first.key, State.DEAD)
+                if state > State.CUT or len(chain.prompts) > 1 or self._pilot_faults is not None:
+                    missing.append(chain)
+                    continue
+                wants.append(Want(chain.number, chain.sample, 0, chain.first.key, state))
+                self._count_reused(state)
+            self.ledger.want(wants)
+            self._tell()
+            for chain in missing:
+                yield chain
+            await asyncio.sleep(0)  # a long stretch of answered ones must not hold up the others
+
+    async def _ask_turns(self, chain: Chain) -> None:
+        """One conversation: its turns in order, each with the teacher's answers before it."""
+        said: list[str] = []
+        while len(said) < len(chain.prompts) and self._error is None:
+            request = self._requests.next(chain, said)
+            response = self.ledger.answer(request.key)
+            if response is not None:
+                state = state_of(response)
+                want = Want(chain.number, chain.sample, request.turn, request.key, state)
+                self.ledger.want([want])
+                self._count_reused(state)
+                self._note_fault(response)
+            else:
+                response = await self._ask(chain, request)
+            if response is None:
+                return
+            if response.finish_reason == "error":
+                num_blocked = len(chain.prompts) - len(said) - 1
+                self.tally.taken += num_blocked
+                self.tally.blocked += num_blocked
+                self.refuse_too_few()
+                return
+            said.append(response.text)
+
+    async def _ask(self, chain: Chain, request: Request) -> Response | None:
+        """Asks, and keeps the outcome; None where the run was stopped before it could ask."""
+        reserved = await self.purse.reserve(request.prompt, request.sampling)
+        await self._unsaved.acquire()
+        if self._error is not None:
+            self.purse.settle(reserved, None)
+            return None
+        self.tally.taken += 1
+        self.tally.open += 1
+        response = None
+        try:
+            response = await self.teacher.respond(
+                request.prompt, request.sampling, turn=request.turn, sample=chain.sample
+            )
+        except asyncio.CancelledError:
+            self._keep(chain, request, _failed(cancelled("the run ended before the answer came")))
+            raise
+        except Exception as error:
+            if type(error) is not TeacherError:
+                # Refused: it will refuse every other prompt as well. Or a fault of ours.
+                self._give_back()
+                raise
+            response = _failed(str(error))
+        finally:
+            self.purse.settle(reserved, response)
+        return self._keep(chain, request, response)
+
+    def _keep(self, chain: Chain, request: Request, response: Response) -> Response:
+        """Counts an outcome and hands it to the ledger, under its own name."""
+        reasoning, text = split_answer(response.text, self.config)
+        update = {
+            "record_id": chain.record_id,
+            "turn": request.turn,
+            "sample": chain.sample,
+            "fingerprint": request.fingerprint,
+            "model": response.model or self.teacher.name,
+            "text": text,
+            "reasoning": "\n\n".join(part for part in (response.reasoning, reasoning) if part),
+        }
+        response = response.model_copy(update=update)
+        try:
+            saved = self.ledger.put(response, chain.number)
+        except PotstillError:
+            self._give_back()
+            raise
+        saved.add_done_callback(self._saved)
+        self.tally.open -= 1
+        self._count(response)
+        self._note_fault(response)
+        self._tell()
+        return response
+
+    def _give_back(self) -> None:
+        """A request without an outcome counts as not asked yet."""
+        self.tally.taken -= 1
+        self.tally.open -= 1
+        self._unsaved.release()
+
+    def _saved(self, saved: asyncio.Future[None]) -> None:
+        self._unsaved.release()
+        if not saved.cancelled() and (error := saved.exception()) is not None:
+            self._stop(error, wait_seconds=0.0)  # what comes now cannot be kept
+
+    def _count_reused(self, state: State) -> None:
+        self.tally.taken += 1
+        self.tally.answered += 1
+        self.tally.reused += 1
+        self.tally.cut += state == State.CUT
+
+    def _count(self, response: Response) -> None:
+        tally = self.tally
+        state = state_of(response)
+        if state <= State.CUT:
+            tally.answered += 1
+            tally.cut += state == State.CUT
+            tally.num_prompt_tokens += response.num_prompt_tokens
+            tally.num_new_tokens += response.num_new_tokens
+            self._meter.answered(response.num_new_tokens)
+        elif state == State.CANCELLED:
+            tally.cancelled += 1
+        else:
+            tally.dead += 1
+            self._meter.failed(response.error)
+            if len(self._examples) < _NUM_EXAMPLES:
+                self._examples.append(f"{response.record_id}: {response.error}")
+
+    def _note_fault(self, response: Response) -> None:
+        fault = _fault(response)
+        if fault and self._pilot_faults is not None:
+            self._pilot_faults.setdefault(response.record_id, fault)
+
+    def _tell(self, *, at_once: bool = False) -> None:
+        self.tally.reconcile()
+        seconds = self._meter.seconds
+        if not at_once and seconds - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = seconds
+        tally, meter, purse = self.tally, self._meter, self.purse
+        rate, tokens_per_second = meter.rates()
+        left = self.requested - tally.answered - tally.failed
+        cost = projected = None
+        if purse.price is not None:
+            cost = purse.spent_before + purse.spent_now
+            each = purse.spent_now / meter.num_answers if meter.num_answers else None
+            projected = None if each is None else cost + each * left
+        self._tell_them(
+            Asking(
+                requested=self.requested,
+                answered=tally.answered,
+                reused=tally.reused,
+                failed=tally.failed,
+                reasons=dict(meter.reasons.most_common()),
+                in_flight=getattr(self.teacher, "num_in_flight", tally.open),
+                retries=getattr(self.teacher, "num_retries", 0) - self._num_retries,
+                answers_per_second=rate,
+                tokens_per_second=tokens_per_second,
+                cost=cost,
+                projected_cost=projected,
+                seconds=seconds,
+                seconds_left=left / rate if rate else None,
+                state=getattr(self.teacher, "state", "running"),
+                is_stopping=self._error is not None,
+            )
+        )
+
+
+def _failed(error: str) -> Response:
+    return Response(record_id="", text="", finish_reason="error", error=error)
+
+
+def _fault(response: Response) -> str:
+    """Why an answer does not count as one in the pilot; empty where it does."""
+    if response.finish_reason == "error":
+        return f"failed ({response.error})"
+    if response.finish_reason == "length":
+        return f"cut after {response.num_new_tokens} tokens"
+    if response.finish_reason == "content_filter":
+        return "withheld by the provider's content filter"
+    if not response.text.strip():
+        return "empty, or without the answer in the form asked for"
+    return ""

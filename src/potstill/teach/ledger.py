@@ -1,0 +1,389 @@
+"""The ledger of the teacher's answers: one outcome for each request, kept before it counts.
+
+A folder of append-only JSONL segments, which a person can read, and an SQLite index, which can
+be made again from them. An outcome is acknowledged when its line and its index entry are on the
+disk itself; many are written together, so that this costs little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from potstill.errors import AnswersLost, PotstillError
+from potstill.rundir import LedgerDir, locked
+from potstill.teach.index import Row, State, Want, open_index
+from potstill.teach.outcomes import Inventory, key_of, line_of, response_of, state_of
+from potstill.teach.segments import MOST_BYTES, Segments
+from potstill.types import Record, Response
+
+MOST_TOGETHER = 256
+"""Outcomes that are written together at most."""
+
+_GATHER_SECONDS = 0.05
+
+
+class Ledger:
+    """A folder of outcomes, open for one process.
+
+    Opening it looks at every byte: what a crash left unfinished is cut off, what has changed
+    since it was written is set aside in a file for damaged lines, and its requests count as
+    unanswered; an index that is lost or damaged is made again.
+
+    Args:
+        write, sync: What puts bytes into a file, and onto the disk itself.
+        most_bytes: Size at which the next segment is begun.
+
+    Raises:
+        RunLocked: If another process has it open.
+        PotstillError: If it cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        write: Callable[[int, bytes], int] = os.write,
+        sync: Callable[[int], None] = os.fdatasync,
+        most_bytes: int = MOST_BYTES,
+    ):
+        self.folder = LedgerDir(folder)
+        self.num_damaged = 0
+        """Lines that were found damaged, and set aside, when it was opened."""
+
+        self._segments = Segments(self.folder, write=write, sync=sync, most_bytes=most_bytes)
+        self._asked: Sequence[int] = (0, 0)
+        self._first = 0
+        self._queue: deque[_Item] = deque()
+        self._some, self._soon = threading.Event(), threading.Event()
+        self._is_closing = False
+        self._failure = ""
+        self._thread = threading.Thread(target=self._write_on, name="ledger", daemon=True)
+
+    def __enter__(self) -> Ledger:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder.path))
+                stack.callback(self._segments.close)
+                self._index = stack.enter_context(contextlib.closing(open_index(self.folder.index)))
+                self._recover()
+            except (OSError, sqlite3.Error) as error:
+                raise PotstillError(self._unwritable(error)) from error
+            self._thread.start()
+            stack.callback(self._finish_writing)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+        if isinstance(error, sqlite3.Error):
+            raise PotstillError(
+                f"{self.folder.index} cannot be read: {error}; the same command makes it again "
+                f"from the answers beside it"
+            ) from error
+        if error is None and self._failure:
+            raise PotstillError(self._failure)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.folder.path
+
+    @property
+    def cost(self) -> float:
+        """What all answers cost that ever came, as far as it is known."""
+        return self._index.cost()
+
+    def begin(
+        self, part: str, source: str = "", first: Sequence[bytes] = (), samples: int = 1
+    ) -> tuple[int, int]:
+        """From now on outcomes belong to this input (train, validation), asked once more.
+
+        Returns:
+            How many answers are passed over, and how many of these are cut: where source and
+            first keys are what they were the last time, records behind the first ones that are
+            complete need not be looked at; `passed` names them.
+
+        Args:
+            source: Hash of what the input's requests are made of; empty where it is not known.
+            first: Keys of its first requests.
+            samples: Answers that make a record complete, each to the same one prompt.
+        """
+        *self._asked, is_new = self._index.begin(part, source, first)
+        self._first = len(first)
+        return (0, 0) if is_new else self._index.pass_over(*self._asked, self._first, samples)
+
+    def passed(self) -> Iterator[int]:
+        """The records that need not be looked at, counted from 0, ascending."""
+        return self._index.passed(*self._asked, self._first)
+
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, State]:
+        """How these requests ended, as far as they did."""
+        return {key: row.state for key, row in self._index.find(keys).items()}
+
+    def answer(self, key: bytes) -> Response | None:
+        """The answer to a request; None where none came yet.
+
+        Raises:
+            AnswersLost: If its line has changed since the ledger was opened.
+        """
+        row = self._index.find_one(key)
+        return self._read(row) if row is not None and row.state <= State.CUT else None
+
+    def put(self, response: Response, record: int) -> asyncio.Future[None]:
+        """Keeps an outcome: the future is done when it is on the disk.
+
+        Args:
+            record: Which record of the input it is for, counted from 0.
+
+        Raises:
+            PotstillError: If the ledger cannot be written any more; the future has it too.
+        """
+        if self._failure:
+            raise PotstillError(self._failure)
+        future = asyncio.get_running_loop().create_future()
+        self._append(_Item(future, response, record))
+        return future
+
+    def want(self, wants: Sequence[Want]) -> None:
+        """Notes that the input wants outcomes that are there already."""
+        if wants:
+            self._append(_Item(None, wants=wants))
+
+    async def flush(self) -> None:
+        """Returns when everything is on the disk.
+
+        Raises:
+            PotstillError: If it cannot be written.
+        """
+        future = asyncio.get_running_loop().create_future()
+        self._append(_Item(future))
+        self._soon.set()
+        await future
+
+    def counts(self) -> dict[State, int]:
+        """How many requests of the input ended how, as the index has it."""
+        return self._index.counts(*self._asked)
+
+    def rows(self, part: str) -> Iterator[Response]:
+        """The outcomes that an input wants, in its order, sample by sample, turn by turn.
+
+        Raises:
+            AnswersLost: If one is not there or cannot be read any more.
+        """
+        return (response for _, response in self._rows(part))
+
+    def with_records(
+        self, part: str, records: Iterable[Record]
+    ) -> Iterator[tuple[Record, list[Response]]]:
+        """Each record of an input with the outcomes that it wants; raises as `rows`."""
+        groups = itertools.groupby(self._rows(part), key=lambda row: row[0])
+        number, group = next(groups, (None, ()))
+        for place, record in enumerate(records):
+            if place != number:
+                yield record, []
+                continue
+            yield record, [response for _, response in group]
+            number, group = next(groups, (None, ()))
+
+    def verify(self) -> Inventory:
+        """Reads every line that the index knows, and counts."""
+        states = dict.fromkeys(State, 0)
+        for key, row in self._index.outcomes():
+            line = self._segments.read(row.span)
+            if line is None or key_of(response_of(line)) != key:
+                self.num_damaged += 1
+            else:
+                states[row.state] += 1
+        numbers = self.folder.segments()
+        files = [self.folder.damaged(number) for number in numbers]
+        wanted = (row for part in self._index.parts() for _, row in self._index.wanted(part))
+        return Inventory(
+            num_segments=len(numbers),
+            num_bytes=sum(self.folder.segment(number).stat().st_size for number in numbers),
+            num_done=states[State.DONE] + states[State.CUT],
+            num_dead=states[State.DEAD],
+            num_cancelled=states[State.CANCELLED],
+            num_stale=self._index.num_stale(),
+            num_missing=sum(row is None for row in wanted),
+            num_damaged=self.num_damaged,
+            damaged_files=tuple(str(path) for path in files if path.exists()),
+        )
+
+    def _rows(self, part: str) -> Iterator[tuple[int, Response]]:
+        if part not in self._index.parts():
+            raise AnswersLost(
+                f"{self.path} does not say what {part} asked; the same command finds it out again, "
+                f"from the answers that are there"
+            )
+        for want, row in self._index.wanted(part):
+            if row is None:
+                raise AnswersLost(
+                    f"{self.path} has lost the answer to record {want.record + 1:,} of {part}; "
+                    f"the same command asks for it again"
+                )
+            yield want.record, self._read(row)
+
+    def _read(self, row: Row) -> Response:
+        line = self._segments.read(row.span)
+        if line is None:
+            path = self.folder.segment(row.span.segment)
+            raise AnswersLost(
+                f"{path} is not what was written, at byte {row.span.start:,}; the same command "
+                f"sets the damaged line aside and asks for it again"
+            )
+        return response_of(line)
+
+    # Opening
+
+    def _recover(self) -> None:
+        known = self._index.segments()
+        numbers = sorted({*known, *self.folder.segments()})
+        for number in numbers:
+            size, digest = known.get(number, (0, b""))
+            end = self._segments.cut_unfinished(number)
+            if number in known and digest != self._segments.digest_of(number, size):
+                size = min(size, end)
+                self._forget_damaged(number, size)
+            if end > size:
+                self._adopt(number, size, end)
+        if numbers:
+            self._segments.resume(numbers[-1], end)
+
+    def _forget_damaged(self, number: int, size: int) -> None:
+        """Sets aside the lines of a segment that have changed; their requests are unanswered."""
+        damaged = [
+            (key, row.span)
+            for key, row in self._index.outcomes(number)
+            if self._segments.read(row.span) is None
+        ]
+        self._segments.set_aside([span for _, span in damaged])
+        lost = [key for key, _ in damaged]
+        self._index.keep_segment(number, size, self._segments.digest_of(number, size), lost)
+        self.num_damaged += len(damaged)
+
+    def _adopt(self, number: int, start: int, end: int) -> None:
+        """Takes the lines behind `start` into the index.
+
+        A crash came between the two writes, or the index is being made again.
+        """
+        spans = self._segments.lines(number, start)
+        while some := list(itertools.islice(spans, MOST_TOGETHER)):
+            outcomes, unreadable, cost = [], [], 0.0
+            for span in some:
+                try:
+                    response = response_of(self._segments.read(span) or b"")
+                except ValueError:
+                    unreadable.append(span)
+                    continue
+                outcomes.append((key_of(response), Row(state_of(response), span)))
+                cost += response.cost or 0.0
+            self._segments.set_aside(unreadable)
+            self.num_damaged += len(unreadable)
+            segment = (number, some[-1].start + some[-1].length, b"")
+            self._index.save(outcomes, [], self._asked, segment, cost)
+        self._index.keep_segment(number, end, self._segments.digest_of(number, end))
+
+    # Writing, in a thread of its own
+
+    def _append(self, item: _Item) -> None:
+        self._queue.append(item)
+        self._some.set()
+        if len(self._queue) >= MOST_TOGETHER:
+            self._soon.set()
+
+    def _write_on(self) -> None:
+        while not (self._is_closing and not self._queue):
+            self._some.wait()
+            self._soon.wait(_GATHER_SECONDS)
+            self._some.clear()
+            self._soon.clear()
+            items = [self._queue.popleft() for _ in range(len(self._queue))]
+            for start in range(0, len(items), MOST_TOGETHER):
+                some = items[start : start + MOST_TOGETHER]
+                if not self._failure:
+                    self._write(some)
+                _settle([item.future for item in some if item.future], self._failure)
+
+    def _write(self, items: Sequence[_Item]) -> None:
+        kept = [item for item in items if item.response is not None]
+        responses = [item.response for item in kept if item.response is not None]
+        try:
+            lines = [line_of(response) for response in responses]
+            spans = self._segments.append(lines) if lines else []
+            outcomes = [
+                (key_of(response), Row(state_of(response), span))
+                for response, span in zip(responses, spans, strict=True)
+            ]
+            wants = [
+                Want(item.record, response.sample, response.turn, key, row.state)
+                for item, response, (key, row) in zip(kept, responses, outcomes, strict=True)
+            ]
+            segment = (self._segments.number, self._segments.size, self._segments.digest)
+            cost = sum(response.cost or 0.0 for response in responses)
+            more = [item.wants for item in items if item.wants]
+            self._index.save(outcomes, [wants, *more], self._asked, segment, cost)
+        except (OSError, sqlite3.Error) as error:
+            self._failure = self._unwritable(error)
+        except Exception as error:
+            # A fault of ours ends the run in the same order; in a thread nobody would see it.
+            self._failure = f"{self.path} was not written: {error!r}"
+
+    def _finish_writing(self) -> None:
+        self._is_closing = True
+        self._some.set()
+        self._soon.set()
+        self._thread.join()
+
+    def _unwritable(self, error: Exception) -> str:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        return (
+            f"{self.path} cannot be written: {reason}; the answers in it are safe. Make room and "
+            f"run the same command again"
+        )
+
+
+class _Item:
+    """Something for the writer: an outcome, wishes, or only somebody who waits for it."""
+
+    __slots__ = ("future", "record", "response", "wants")
+
+    def __init__(
+        self,
+        future: asyncio.Future[None] | None,
+        response: Response | None = None,
+        record: int = 0,
+        wants: Sequence[Want] = (),
+    ):
+        self.future, self.response, self.record, self.wants = future, response, record, wants
+
+
+def _settle(futures: Sequence[asyncio.Future[None]], failure: str) -> None:
+    """Tells those who wait, in their own thread."""
+
+    def tell() -> None:
+        for future in futures:
+            if future.done():  # whoever waited has given up
+                continue
+            if failure:
+                future.set_exception(PotstillError(failure))
+                future.exception()  # seen, also where nobody asks: flush and close say it too
+            else:
+                future.set_result(None)
+
+    if futures:
+        with contextlib.suppress(RuntimeError):  # nobody is left to be told: the loop has ended
+            futures[0].get_loop().call_soon_threadsafe(tell)

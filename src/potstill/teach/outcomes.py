@@ -1,0 +1,94 @@
+"""What became of requests: as a line, as a key, as a state, and counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic_core import PydanticSerializationError
+
+from potstill.teach.index import State
+from potstill.types import Noun, Response
+
+_CANCELLED = "cancelled: "
+
+
+class Inventory(Noun):
+    """What is in a ledger, and what of it is whole."""
+
+    num_segments: int
+    num_bytes: int
+    num_done: int
+    num_dead: int
+    num_cancelled: int
+    num_stale: int
+    """Of all of these: wanted by no present input, kept because they were paid for."""
+
+    num_missing: int
+    """Wanted, and not there any more; the next run asks for them again."""
+
+    num_damaged: int
+    """Lines that cannot be read any more; they are set aside."""
+
+    damaged_files: tuple[str, ...] = ()
+    """Where damaged lines were set aside, now or earlier."""
+
+    @property
+    def text(self) -> str:
+        """What is there, in one sentence."""
+        return (
+            f"{self.num_done:,} answers, {self.num_dead:,} failures and {self.num_cancelled:,} "
+            f"cancelled in {self.num_segments:,} files of {self.num_bytes / 2**20:,.1f} MiB; "
+            f"{self.num_stale:,} of them are not wanted at present"
+        )
+
+    @property
+    def damage(self) -> str:
+        """What is not whole; empty where all is."""
+        parts = []
+        if self.num_damaged:
+            aside = f", set aside in {', '.join(self.damaged_files)}" if self.damaged_files else ""
+            parts.append(f"{self.num_damaged:,} lines are damaged{aside}")
+        if self.num_missing:
+            parts.append(f"{self.num_missing:,} answers that are wanted are missing")
+        return "; ".join(parts)
+
+
+def request_key(record_id: str, turn: int, sample: int, fingerprint: str) -> bytes:
+    """16 bytes that name one request of one record."""
+    text = f"{record_id}\0{turn}\0{sample}\0{fingerprint}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def cancelled(reason: str) -> str:
+    """The error of a request that was stopped before its answer came."""
+    return _CANCELLED + reason
+
+
+def key_of(response: Response) -> bytes:
+    """The key of the request that this is the outcome of."""
+    return request_key(response.record_id, response.turn, response.sample, response.fingerprint)
+
+
+def state_of(response: Response) -> State:
+    """What became of the request."""
+    if response.finish_reason == "error":
+        return State.CANCELLED if response.error.startswith(_CANCELLED) else State.DEAD
+    return State.CUT if response.finish_reason == "length" else State.DONE
+
+
+def line_of(response: Response) -> bytes:
+    """One line of JSON."""
+    try:
+        return response.model_dump_json(exclude_defaults=True).encode() + b"\n"
+    except PydanticSerializationError:
+        # Half a surrogate pair has no UTF-8; an escape brings it back as it was.
+        return json.dumps(response.model_dump(mode="json", exclude_defaults=True)).encode() + b"\n"
+
+
+def response_of(line: bytes) -> Response:
+    """What `line_of` made a line of; raises ValueError for any other line."""
+    try:
+        return Response.model_validate_json(line)
+    except ValueError:
+        return Response.model_validate(json.loads(line))
