@@ -29,7 +29,7 @@ def test_links_lead_somewhere(page):
 def test_config_examples_are_valid(page):
     found = blocks(page)
     for language, text in found.items():
-        if language == "yaml" and "train_data" in text:
+        if language.startswith("yaml") and "train_data" in text:
             parse_config(yaml.safe_load(text))
 
 

@@ -74,6 +74,13 @@ def test_a_cut_answer_is_left_out_and_counted(caplog):
     assert "1 of 4 answers were rejected" in caplog.text
 
 
+@pytest.mark.parametrize("changes", [{"num_accepted": 3}, {"reasoning": "both"}])
+def test_what_only_a_run_or_another_task_can_do_is_refused(changes):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        config = GenerationConfig(**changes)
+        generate_teacher_responses(Clerk(), RECORDS, task="conversation", generation=config)
+
+
 def test_with_every_answer_rejected_there_is_nothing_to_learn():
     with pytest.raises(DataError, match="the checks rejected all 4 answers"):
         generate_teacher_responses(Clerk(cuts="order"), RECORDS, generation=NO_PILOT)

@@ -26,6 +26,7 @@ from potstill.errors import DataError, RunLocked
 STAGES = (
     "load",
     "split",
+    "expand",
     "teach",
     "check",
     "score",
@@ -54,6 +55,9 @@ class RunDir:
     records = property(lambda self: self.path / "data" / "records.jsonl")
     train = property(lambda self: self.path / "data" / "train.jsonl")
     validation = property(lambda self: self.path / "data" / "validation.jsonl")
+    synthetic = property(lambda self: self.path / "data" / "synthetic.jsonl")
+    unused_prompts = property(lambda self: self.path / "data" / "unused-prompts.jsonl")
+    prompts = property(lambda self: self.path / "data" / "prompts.jsonl")
     test = property(lambda self: self.path / "data" / "test.jsonl")
     responses = property(lambda self: self.path / "data" / "responses")
     accepted = property(lambda self: self.path / "data" / "accepted.jsonl")
@@ -86,9 +90,17 @@ class RunDir:
         """Folder of a student trained for comparison, laid out like a run."""
         return RunDir(self.path / "variants" / _safe(name))
 
+    def audition(self) -> RunDir:
+        """Folder of what candidates said to rows with known answers, laid out like a run."""
+        return RunDir(self.path / "audition")
+
     def export(self, name: str) -> Path:
         """Folder of one artefact, such as gguf:q8_0."""
         return self.exports / _safe(name)
+
+    def round(self, number: int) -> Path:
+        """Training prompts that are asked in one round, where rows are counted."""
+        return self.data / "rounds" / f"{number:03d}.jsonl"
 
     def mark(self, stage: str) -> Path:
         """The file that says that a stage is done."""
@@ -129,6 +141,19 @@ class LedgerDir:
         self.path = Path(path)
 
     index = property(lambda self: self.path / "index.sqlite")
+    batches = property(lambda self: self.path / "batches.sqlite")
+
+    def batch_input(self, intent: str) -> Path:
+        """What a provider's batch is made of, while it is under way."""
+        return self.path / f"batch-{intent}-input.jsonl"
+
+    def batch_output(self, intent: str, number: int) -> Path:
+        """What a provider's batch brought, until it is among the answers."""
+        return self.path / f"batch-{intent}-output-{number}.jsonl"
+
+    def batch_files(self) -> list[Path]:
+        """Inputs and outputs of batches that are there."""
+        return sorted(self.path.glob("batch-*.jsonl"))
 
     def segment(self, number: int) -> Path:
         """Answers in the order of their arrival, one a line."""

@@ -87,6 +87,14 @@ def test_chain_of_density_is_for_summaries(tmp_path):
     assert (generation.prompting, generation.max_summary_words) == ("chain_of_density", 40)
 
 
+def test_data_generation_makes_as_many_prompts_as_there_are(tmp_path):
+    job = azure_job(tmp_path, data_generation_type="data_generation")
+    found = from_azure(job).config.data_generation
+    assert found is not None
+    assert found.num_prompts is None
+    assert from_azure(azure_job(tmp_path)).config.data_generation is None
+
+
 REFUSED = {
     "a success ratio of 9": (
         {
@@ -140,10 +148,6 @@ REFUSED = {
     "both chains": (
         {"prompt_settings": {"enable_chain_of_density": True, "enable_chain_of_thought": True}},
         "cannot both be enabled",
-    ),
-    "making prompts out of seeds": (
-        {"data_generation_type": "data_generation"},
-        "makes new prompts out of seeds, which is not done here; collect the prompts",
     ),
     "two names for one hyperparameter": (
         {"hyperparameters": {"n_epochs": 1, "num_epochs": 2}},

@@ -1,12 +1,18 @@
 """What would stop a run is found before anything long starts."""
 
 import asyncio
+import json
 
+import pytest
+from fake_batches import FakeOpenAIBatches
 from fake_endpoint import FakeEndpoint, serving
 
 from potstill.config import parse_config
+from potstill.errors import ConfigError, TeacherRefused
+from potstill.pipeline import distill
 from potstill.pipeline.context import Context
 from potstill.pipeline.preflight import preflight
+from potstill.rundir import RunDir
 
 
 def test_a_remote_teacher_is_called_once_as_the_run_will_ask(tmp_path):
@@ -30,3 +36,72 @@ def test_a_remote_teacher_is_called_once_as_the_run_will_ask(tmp_path):
 
     (body,) = asyncio.run(main())
     assert {key: body[key] for key in generation} == generation
+
+
+def batched(fake, tmp_path, monkeypatch):
+    """A check before a run whose teacher is asked through batches."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("TEACHER_KEY", getattr(fake, "key", "k"))
+
+    async def main():
+        async with serving(fake):
+            config = parse_config(
+                {
+                    "name": "faq",
+                    "task": "classification",
+                    "teacher": {
+                        "url": fake.url,
+                        "model": "fake",
+                        "key": "env:TEACHER_KEY",
+                        "batch": True,
+                    },
+                    "student": str(tmp_path),
+                    "train_data": "train.jsonl",
+                }
+            )
+            await asyncio.to_thread(preflight, Context(config=config, run=None))
+
+    asyncio.run(main())
+
+
+def test_batches_are_looked_for_before_the_run(tmp_path, monkeypatch):
+    fake = FakeOpenAIBatches().start()
+    batched(fake, tmp_path, monkeypatch)
+    assert (fake.lists, len(fake.bodies)) == (1, 1)
+    with pytest.raises(TeacherRefused, match=r"teacher\.batch: false asks without one"):
+        batched(FakeEndpoint(), tmp_path, monkeypatch)
+
+
+def test_a_model_on_this_machine_has_no_batches(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    config = parse_config(
+        {
+            "name": "faq",
+            "task": "classification",
+            "teacher": {"source": str(tmp_path), "batch": True},
+            "student": str(tmp_path),
+            "train_data": "train.jsonl",
+        }
+    )
+    with pytest.raises(ConfigError, match=r"is a model on this machine; use teacher\.batch: false"):
+        preflight(Context(config=config, run=None))
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_terms_that_forbid_training_stop_a_run_that_has_not_accepted_them(tmp_path, accepted):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "train.jsonl").write_text('{"question": "Why?"}\n')
+    run, events = RunDir(tmp_path / "run"), []
+    teacher = {"source": "llama-3-8b-instruct", "accept_terms": accepted}
+    tree = {"name": "faq", "task": "qa", "teacher": teacher, "student": str(tmp_path)}
+    config = parse_config({**tree, "train_data": str(tmp_path / "train.jsonl")})
+    if not accepted:
+        with pytest.raises(ConfigError, match=r"forbid training on its outputs.*--accept-terms"):
+            distill(config, run)
+        assert not run.config.exists()
+        return
+    distill(config, run, on_event=events.append, stop_after="load")
+    assert "forbid training on its outputs" in events[0].text
+    noted = json.loads(run.environment.read_text())["teacher"]
+    assert (noted["train_on_outputs"], noted["accepted"]) == ("no", True)
+    assert noted["licence"] == "Meta Llama 3 Community License"

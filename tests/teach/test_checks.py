@@ -204,6 +204,15 @@ def test_the_student_can_learn_the_reasoning_too():
     assert kept.reference == "2 and 2\nAnswer: 4"
 
 
+def test_with_both_the_accepted_answer_is_bare_and_the_teachers_reasoning_stands_beside_it():
+    config = GenerationConfig(reasoning="both", prompting="chain_of_thought")
+    asked = [record(id="a", reasoning="of the file"), record(id="b", reasoning="of the file")]
+    given = [answer("4", record_id="a", reasoning="2 and 2"), answer("5", record_id="b")]
+    kept, _ = check_responses(asked, given, [], get_task("math"), config=config)
+    assert [row.reference for row in kept] == ["4", "5"]
+    assert [row.metadata.get("reasoning") for row in kept] == ["2 and 2", None]
+
+
 def test_samples_become_records_of_their_own_and_the_later_outcome_counts():
     responses = [
         answer("", record_id="a", finish_reason="error", error="no"),

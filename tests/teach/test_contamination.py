@@ -111,3 +111,12 @@ def test_without_a_test_set_nothing_is_contaminated(tmp_path):
     with scratch(tmp_path) as database:
         check = NotContaminated(database, [], [])
         assert check(row("a", QUESTION, ANSWER)) is None
+
+
+@pytest.mark.parametrize("is_learned", [True, False])
+def test_reasoning_is_looked_at_where_it_is_learned_beside_the_answer(tmp_path, is_learned):
+    with scratch(tmp_path) as database:
+        check = NotContaminated(database, TEST, (), with_reasoning=is_learned)
+        found = check(row("a", "A riddle?", "No.", reasoning=f"They ask: {QUESTION}"))
+    assert bool(found) is is_learned
+    assert found is None or "in the reasoning" in found.detail

@@ -3,7 +3,14 @@
 import pytest
 
 from potstill.config import GenerationConfig
-from potstill.teach.prompts import join_reasoning, split_answer, split_reasoning, teacher_prompt
+from potstill.tasks import get_task
+from potstill.teach.prompts import (
+    join_reasoning,
+    lessons,
+    split_answer,
+    split_reasoning,
+    teacher_prompt,
+)
 from potstill.types import Message, Record
 
 ASK = Record(
@@ -81,3 +88,37 @@ def test_thoughts_in_tags_are_set_apart(text, expected):
 def test_joined_reasoning_can_be_split_again():
     assert split_answer(join_reasoning("because", "4"), THOUGHT) == ("because", "4")
     assert join_reasoning("", "4") == "4"
+
+
+def taught(**metadata):
+    return ASK.model_copy(update={"reference": "4", "metadata": metadata})
+
+
+def test_both_gives_a_bare_row_and_a_reasoned_one_that_the_prompt_tells_apart():
+    config = GenerationConfig(prompting="chain_of_thought", reasoning="both")
+    record = taught(reasoning="two and two")
+    bare, reasoned = lessons(record, config)
+    assert bare is record
+    assert reasoned.reference == "two and two\nAnswer: 4"
+    assert reasoned.messages == teacher_prompt(ASK, THOUGHT).messages
+    assert reasoned.messages[0] == ASK.messages[0], "the user's own system prompt"
+    assert bare.messages != reasoned.messages
+    assert bare.id != reasoned.id
+
+
+@pytest.mark.parametrize("reasoning", ["answer", "reasoning"])
+def test_the_other_modes_give_one_row(reasoning):
+    record = taught(reasoning="two and two")
+    assert lessons(record, GenerationConfig(reasoning=reasoning)) == (record,)
+
+
+def test_an_answer_without_reasoning_gives_no_reasoned_row():
+    assert lessons(taught(), GenerationConfig(reasoning="both")) == (taught(),)
+
+
+def test_the_instruction_for_bare_fields_stands_in_a_reasoned_prompt_once():
+    asked = taught(reasoning="so", fields=["premise", "hypothesis"])
+    (prompt,) = get_task("nli").turns(asked)
+    for row in lessons(prompt, GenerationConfig(reasoning="both")):
+        (found,) = get_task("nli").turns(row)
+        assert found.messages[-1].content.count("Answer with one of") == 1

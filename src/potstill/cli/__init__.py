@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from potstill import console
-from potstill.cli import demo, jobs, look, run
+from potstill.cli import audition, demo, estimate, jobs, look, run
 from potstill.cli.options import ended
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 demo.add_to(app)
 run.add_to(app)
+audition.add_to(app)
+estimate.add_to(app)
 jobs.add_to(app)
 look.add_to(app)
 

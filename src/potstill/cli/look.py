@@ -128,6 +128,7 @@ def rejected(
     console.print_line(
         f"{facts['requested']:,} requested, {facts['answered']:,} answered, "
         f"{facts['accepted']:,} accepted, {facts['rejected']:,} rejected"
+        + (f"; {asked['found']:,} of {asked['wanted']:,} wanted rows" if "wanted" in asked else "")
     )
     rows = [
         [name if i == 0 else "", f"{n:,}" if i == 0 else "", one.record_id, one.detail]

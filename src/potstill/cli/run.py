@@ -64,6 +64,12 @@ def add_to(app: typer.Typer) -> None:
 def run(
     config: ConfigFile,
     overrides: Overrides = None,
+    accept_terms: Annotated[
+        bool,
+        typer.Option(
+            "--accept-terms", help="You may train on this teacher's outputs all the same."
+        ),
+    ] = False,
     runs: Runs = RUNS,
     json: Json = False,
     offline: Offline = False,
@@ -71,7 +77,9 @@ def run(
     """Runs the whole pipeline and prints its report."""
     go_offline(offline)
     try:
-        found, folder = _distill(config, overrides, runs, quiet=json, stop_after=None)
+        found, folder = _distill(
+            config, overrides, runs, quiet=json, stop_after=None, accept_terms=accept_terms
+        )
         missed = None
     except GateFailed as error:
         _, folder = read_config(config, overrides, runs)
@@ -154,19 +162,24 @@ def _distill(
     *,
     quiet: bool,
     stop_after: str | None,
+    accept_terms: bool = False,
 ) -> tuple[Report | None, Any]:
     from potstill.jobs.workspace import find_models
 
     job, folder = read_config(config_file, overrides, runs)
+    wanted = job.config
+    if accept_terms:
+        teacher = wanted.teacher.model_copy(update={"accept_terms": True})
+        wanted = wanted.model_copy(update={"teacher": teacher})
     models = find_models()
     from potstill.pipeline import distill
 
     with console.Watch(quiet=quiet) as watch:
-        watch.title(job.config, folder)
+        watch.title(wanted, folder)
         for note in job.notes:
             watch.note(note)
         found = distill(
-            job.config,
+            wanted,
             folder,
             workspace=models,
             secrets=job.secrets,

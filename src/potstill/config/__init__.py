@@ -1,5 +1,6 @@
 """The run configuration: sections, the file they are read from, and their explanations."""
 
+from potstill.config.asked import OPEN_TASKS, DataGenerationConfig
 from potstill.config.checks import CheckLimits
 from potstill.config.data import (
     PERSONAL_KINDS,
@@ -39,12 +40,14 @@ from potstill.config.sections import (
 
 __all__ = [
     "NAME_PATTERN",
+    "OPEN_TASKS",
     "PERSONAL_KINDS",
     "TASKS",
     "AdapterConfig",
     "Api",
     "CheckLimits",
     "DataConfig",
+    "DataGenerationConfig",
     "DistillConfig",
     "EvaluateConfig",
     "FeedbackConfig",

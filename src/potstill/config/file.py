@@ -182,6 +182,8 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         files["privacy"] = data.privacy.model_copy(update={"names": anchor(names)})
     gold = config.evaluate.gold_data
     gold = anchor(gold) if gold else None
+    teacher = config.teacher
+    places = ("source", "model") if teacher.launch else ("source",)
     student = config.student
     if student.prune:
         cut = student.prune.model_copy(update={"from_": anchor_model(student.prune.from_)})
@@ -193,8 +195,8 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
             "train_data": tuple(anchor(path) for path in config.train_data),
             "data": data.model_copy(update=files),
             "evaluate": config.evaluate.model_copy(update={"gold_data": gold}),
-            "teacher": config.teacher.model_copy(
-                update={"source": anchor_model(config.teacher.source)}
+            "teacher": teacher.model_copy(
+                update={name: anchor_model(getattr(teacher, name)) for name in places}
             ),
             "student": student,
         }

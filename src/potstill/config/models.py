@@ -20,6 +20,10 @@ def _as_source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+Engine = Literal["llama-server", "vllm"]
+"""Programs that serve weights on this machine and speak OpenAI's chat completions."""
+
+
 Api = Literal["openai", "azure", "anthropic"]
 """What an endpoint speaks: OpenAI's chat completions, Azure's form of it, Anthropic's messages."""
 
@@ -34,6 +38,17 @@ class PriceConfig(Section):
 
     output: float = Field(0.0, ge=0)
     """Price of a million answer tokens."""
+
+    batch: float = Field(0.5, ge=0, le=1)
+    """What a token costs in a provider's batch, as a share of its price."""
+
+
+_OF_ENDPOINTS = (
+    *("key", "api", "api_version", "logprobs_mode", "price"),
+    *("timeout_seconds", "requests_per_minute", "tokens_per_minute"),
+)
+_SETS_ADDRESS = ("--host", "--port", "--uds", "--alias", "-a", "--served-model-name")
+_SECRETS = {"key", "token", "password", "secret"}
 
 
 class TeacherConfig(Section):
@@ -56,13 +71,31 @@ class TeacherConfig(Section):
     `processed`, after. Kept beside them; a server does not say it itself."""
 
     model: str | None = None
-    """Name of the model at the endpoint."""
+    """Name of the model at the endpoint; with `launch`, what the engine is started for."""
+
+    launch: Engine | None = None
+    """Starts an engine for `model` (a short name, folder, `file.gguf` or hub id) on this machine
+    and ends it once it has answered: `llama-server` for GGUF files, `vllm` for folders."""
+
+    launch_seconds: float = Field(900.0, gt=0)
+    """How long a launched engine may take until it answers; reading large weights takes long."""
+
+    launch_arguments: tuple[str, ...] = ()
+    """Further arguments of the launched engine, such as `[--tensor-parallel-size, "2"]`."""
 
     key: str | None = None
     """Where the endpoint's key is: `env:NAME` or `file:PATH`. Never the key itself."""
 
     price: PriceConfig | None = None
     """What a million tokens cost; needed for `generation.max_cost`."""
+
+    batch: bool = False
+    """Ask through the provider's batches: answers come within a day, at half the price. OpenAI,
+    Anthropic, and endpoints that speak their batch interfaces; the pilot is asked at once."""
+
+    accept_terms: bool = False
+    """You have read the teacher's terms, which forbid to train on its outputs, and may all the
+    same. Without it such a run is refused, where the catalogue knows the terms."""
 
     timeout_seconds: float = Field(120.0, gt=0)
     """How long one request may take before it is tried again."""
@@ -76,8 +109,14 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _names_one_place(self) -> TeacherConfig:
-        if (self.source is None) == (self.url is None):
+        if self.launch is not None:
+            self._refuse_contradictions()
+        elif (self.source is None) == (self.url is None):
             raise ValueError("give either source (name, folder, file, URL) or url, not both")
+        else:
+            for name in ("launch_seconds", "launch_arguments"):
+                if getattr(self, name) != TeacherConfig.model_fields[name].default:
+                    raise ValueError(f"{name} is for an engine that launch starts; set launch")
         if self.key is not None and not self.key.startswith(("env:", "file:")):
             raise ValueError(
                 "key must say where the key is, env:NAME or file:PATH; the key itself "
@@ -85,10 +124,28 @@ class TeacherConfig(Section):
             )
         return self
 
+    def _refuse_contradictions(self) -> None:
+        if self.url is not None:
+            raise ValueError("launch starts an engine here, and url is one elsewhere; give one")
+        if (self.source is None) == (self.model is None):
+            raise ValueError("launch needs model, or source, which mean the same to it; give one")
+        for name in _OF_ENDPOINTS:
+            if getattr(self, name) != TeacherConfig.model_fields[name].default:
+                raise ValueError(f"{name} is for endpoints; leave it out with launch")
+        for argument in self.launch_arguments:
+            option = argument.partition("=")[0].replace("_", "-")
+            if option in _SETS_ADDRESS or option.startswith("--ssl"):
+                raise ValueError(f"launch chooses address and name itself; leave {option} out")
+            if argument.startswith("-") and _SECRETS & set(option.strip("-").split("-")):
+                raise ValueError(
+                    f"everybody on this machine can read {option} in the list of processes, and "
+                    f"a launched engine needs no key; leave it out (HF_TOKEN stays in force)"
+                )
+
     @property
     def place(self) -> str:
-        """The source or the URL, whichever was given."""
-        return self.url or self.source or ""
+        """The source, the URL, or what an engine is launched for, whichever was given."""
+        return self.url or self.source or (self.model if self.launch else None) or ""
 
 
 class PruneConfig(Section):

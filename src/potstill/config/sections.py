@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from potstill.config.asked import DataGenerationConfig, RowsConfig, asked_problems
 from potstill.config.checks import CheckLimits
 from potstill.config.data import FeedbackConfig, Privacy, PrivacyConfig, Where, contradictions
 from potstill.config.models import Section, Student, Teacher
@@ -95,7 +96,7 @@ class DataConfig(Section):
         return self
 
 
-class GenerationConfig(Section):
+class GenerationConfig(RowsConfig):
     temperature: float = Field(0.7, ge=0, le=2)
     """Temperature the teacher samples at. 0 is greedy."""
 
@@ -129,8 +130,9 @@ class GenerationConfig(Section):
     """What the teacher is asked for: the answer, reasoning before the answer (not for
     summarization), or a summary made denser in four rounds (only for summarization)."""
 
-    reasoning: Literal["answer", "reasoning"] = "answer"
-    """What the student learns when the teacher reasons: the bare answer, or the reasoning too."""
+    reasoning: Literal["answer", "reasoning", "both"] = "answer"
+    """What the student learns when the teacher reasons: the bare answer, the reasoning and the
+    answer, or `both`, a row of each, the reasoned one when it is told to think."""
 
     max_summary_words: int = Field(80, ge=5)
     """Longest summary that chain of density asks for, in words."""
@@ -308,6 +310,10 @@ class EvaluateConfig(Section):
     gates: tuple[str, ...] = ()
     """Rules that must hold, such as `accuracy >= 0.97 * teacher`; else exit code 3."""
 
+    num_trial: int = Field(32, ge=0)
+    """Known answers in the training data that teacher and untouched student are compared on before
+    the rest is asked; a teacher that is not better is warned of. 0 leaves it out."""
+
     margin: float = Field(0.02, ge=0, lt=1)
     """How far below the teacher still counts as not inferior, as a share of the metric's scale:
     0.02 is two points in a hundred."""
@@ -334,6 +340,10 @@ class DistillConfig(Section):
 
     data: DataConfig = DataConfig()
     generation: GenerationConfig = GenerationConfig()
+    data_generation: DataGenerationConfig | None = None
+    """New prompts in the style of the training prompts, which the teacher writes and then answers
+    like the real ones: `{}`, or a mapping."""
+
     checks: tuple[str, ...] = ("finished", "not_refusal", "task", "no_duplicates")
     """What an answer must pass before the student sees it: names, or `module:attribute`."""
 
@@ -348,7 +358,7 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillConfig:
-        problems = contradictions(self.data, self.generation)
+        problems = contradictions(self.data, self.generation) + asked_problems(self)
         generation = self.generation
         if generation.num_responses > 1 and generation.temperature == 0:
             problems.append(

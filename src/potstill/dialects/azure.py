@@ -191,11 +191,7 @@ def _put_task(draft: Draft, tree: Mapping[str, Any]) -> str | None:
     if kind is None:
         draft.refuse("data_generation_type", "this key is required and was not given")
     elif draft.choose("data_generation_type", kind, choices) == "data":
-        draft.refuse(
-            "data_generation_type",
-            "data_generation makes new prompts out of seeds, which is not done here; collect "
-            "the prompts in training_data and use label_generation",
-        )
+        draft.put("data_generation", {}, "data_generation_type")
     given = tree.get("data_generation_task_type")
     if given is None:
         draft.refuse("data_generation_task_type", "this key is required and was not given")

@@ -64,7 +64,7 @@ def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:
         text = size(abs(value))
     elif unit == "points":
         text = f"{abs(value):.1f}"
-    elif unit == "tokens/s":
+    elif unit in ("tokens/s", "answers/s"):
         text = f"{abs(value):,.0f}" if abs(value) >= 99.5 else f"{abs(value):.1f}"
     elif unit == "x":
         text = f"{abs(value):.2f}x"

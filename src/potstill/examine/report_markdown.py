@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from potstill.data.privacy import describe
+from potstill.examine.markdown import safe as _safe
+from potstill.examine.markdown import table as _table
+from potstill.examine.markdown import titled as _list
 from potstill.examine.numbers import estimate, interval, number, p_value, parameters, size
 from potstill.examine.report_verdict import metric_text, role_text
 from potstill.types import Evaluation, Report
 
-MARKUP = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#"})
 ANSWER_CHARACTERS = 300
 NUM_LABELS = 10
 """Answers of a small set that are listed with their counts."""
@@ -44,20 +46,6 @@ def metric_names(report: Report) -> list[str]:
     )
     last = [name for name in (*late, "memory") if name in names]
     return [name for name in names if name not in last] + last
-
-
-def _safe(text: object) -> str:
-    """Text that Markdown and a table cell show as it is, on one line."""
-    return " ".join(str(text).split()).translate(MARKUP)
-
-
-def _table(headings: list[str], rows: list[list[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _list(title: str, lines: list[str]) -> str:
-    return f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
 
 def _models(report: Report) -> str:
@@ -142,6 +130,8 @@ def quality_lines(report: Report) -> list[str]:
     found = report.data.get("quality") or {}
     hidden = report.data.get("hidden") or {}
     lines = [f"hidden from the teacher: {describe(hidden)}"] if hidden else []
+    lines += _asked_lines(report)
+    lines += [report.data["trial"]["text"]] if report.data.get("trial") else []
     labels = found.get("labels") or {}
     if labels:
         most = ", ".join(f"{name} {count:,}" for name, count in list(labels.items())[:NUM_LABELS])
@@ -160,6 +150,28 @@ def quality_lines(report: Report) -> list[str]:
         lines.append(
             f"test sets: {compared['num_indexed_rows']:,} of {compared['num_test_rows']:,} rows "
             f"are long enough to look for runs of {compared['n']} words of theirs"
+        )
+    return lines
+
+
+def _asked_lines(report: Report) -> list[str]:
+    """How many rows were wanted, and how many prompts a person wrote."""
+    found = report.data.get("quality") or {}
+    lines: list[str] = []
+    rounds = report.data.get("rounds") or []
+    if rounds:
+        num_asked = sum(one["asked"] for one in rounds)
+        num_rows = sum(one["accepted"] for one in rounds)
+        lines.append(
+            f"training rows: {num_rows:,} of {report.data['wanted']:,} wanted, after "
+            f"{num_asked:,} answers; rounds of asking: {len(rounds):,}"
+        )
+    new = report.data.get("new_prompts") or {}
+    if new:
+        lines.append(
+            f"prompts: {new['num_real']:,} real ones and {new['num_new']:,} that the teacher "
+            f"wrote; of the accepted training rows {found.get('share_real', 1.0):.0%} answer a "
+            f"real one"
         )
     return lines
 

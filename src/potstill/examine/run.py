@@ -96,7 +96,7 @@ async def evaluate(
     return reduce_samples(
         samples,
         role=role,
-        metrics=_metrics(task, metrics),
+        metrics=named_metrics(task, metrics),
         closed=task.closed,
         slices=slices,
         seed=seed,
@@ -111,7 +111,7 @@ async def evaluate(
     )
 
 
-def _metrics(task: Task, names: Sequence[str] | None) -> list[Metric]:
+def named_metrics(task: Task, names: Sequence[str] | None) -> list[Metric]:
     """The metrics by name, and `accuracy` with the task's own rule in its signature."""
     rule = f"{task.name}: {(task.correct.__doc__ or accuracy.signature).splitlines()[0]}"
     ruled = dataclasses.replace(accuracy, signature=rule.rstrip("."))

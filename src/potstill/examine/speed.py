@@ -140,6 +140,14 @@ async def _timed(model: ChatModel, prompt: Record, sampling: Sampling) -> Call:
     return Call(seconds, response.num_new_tokens)
 
 
+def median_seconds(seconds: Sequence[float], *, note: str, seed: int) -> Estimate:
+    """The median of answers that were timed while others were on their way."""
+    times = np.array(seconds, dtype=np.float64)
+    about = {"n": len(times), "unit": "seconds", "higher_is_better": False}
+    about |= {"signature": "e2e of one request, monotonic clock", "method": _method(seed)}
+    return _quantile(times, _drawn(len(times), seed), 0.5, note, about)
+
+
 def _estimates(
     calls: Sequence[Call], seconds: np.ndarray, network: bool, seed: int
 ) -> dict[str, Estimate]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from potstill.config import GenerationConfig, LossConfig, PrivacyConfig, TrainConfig
+from potstill.config import OPEN_TASKS, GenerationConfig, LossConfig, PrivacyConfig, TrainConfig
 from potstill.config.file import explain
 from potstill.data.scratch import scratch
 from potstill.dialects.dialect import HYPERPARAMETERS, nearest, slug
@@ -29,6 +29,7 @@ from potstill.library.inputs import (
 from potstill.models.catalog import ModelRef
 from potstill.protocols import Task
 from potstill.rundir import RunDir, content_hash
+from potstill.teach.prompts import lessons
 from potstill.types import Message, Record
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def generate_teacher_responses(
     """Records with the teacher's accepted answers as references, ready to learn from.
 
     Args:
+        generation: With `reasoning: both` each answer gives two records.
         checks: What an answer must pass; how many did not is logged.
         privacy: What becomes of personal data before the teacher is asked, as `data.privacy`.
         out: Run folder to keep the answers in; a second call then asks only what is missing.
@@ -68,7 +70,7 @@ def generate_teacher_responses(
 
     records = records_of(training_data, task)
     judge = task_of(task, records)
-    config = generation or GenerationConfig()
+    config = _asked(generation or GenerationConfig(), judge)
     hiding = privacy_of(privacy)
 
     async def ask(path: Path) -> list[Record]:
@@ -94,7 +96,18 @@ def generate_teacher_responses(
         raise DataError(f"the checks rejected all {len(rejected)} answers of the teacher{first}")
     if rejected:
         log.warning("%d of %d answers were rejected", len(rejected), len(responses))
-    return accepted
+    return [row for record in accepted for row in lessons(record, config)]
+
+
+def _asked(config: GenerationConfig, task: Task) -> GenerationConfig:
+    if config.num_accepted is not None:
+        raise ConfigError(
+            "generation.num_accepted is for runs, which ask in rounds; use `potstill run`, or "
+            "leave it out here"
+        )
+    if config.reasoning == "both" and task.name in OPEN_TASKS:
+        raise ConfigError(f"generation.reasoning: both is not for task: {task.name}")
+    return config
 
 
 def fine_tune_student(

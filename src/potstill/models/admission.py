@@ -15,7 +15,7 @@ from potstill.models.limits import Bucket, told_allowance
 
 log = logging.getLogger(__name__)
 
-_START = 20
+START = 20
 _LESS, _MORE = 0.8, 1.05
 _CUT_SECONDS = 15.0
 
@@ -43,6 +43,7 @@ class Admission:
     Args:
         host: What messages call the endpoint.
         most: Never more requests open than this.
+        start: How many may be open at first.
         requests_per_minute, tokens_per_minute: The endpoint's limits; learned from the headers
             of its replies where None.
     """
@@ -52,6 +53,7 @@ class Admission:
         host: str,
         *,
         most: int,
+        start: int = START,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         clock: Callable[[], float],
@@ -59,7 +61,7 @@ class Admission:
         sleep: Callable[[float], Awaitable[None]],
     ):
         self.host = host
-        self.limit = float(min(_START, most))
+        self.limit = float(min(start, most))
         """How many requests may be open; a whole number once it is rounded down."""
 
         self.num_open = 0
@@ -120,7 +122,7 @@ class Admission:
         """The request went through; `num_tokens` is what it really cost, where that is known."""
         if self.breaker.is_paused:
             log.warning("%s answers again", self.host)
-            self.limit = min(self.limit, float(_START))  # the whole crowd at once might end it
+            self.limit = min(self.limit, float(START))  # the whole crowd at once might end it
         self.breaker.answered()
         self._settle(slot, num_tokens)
         self._num_clean += 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import ValidationError
@@ -26,6 +28,8 @@ class Terms(Noun):
 
     train_on_outputs: Literal["yes", "no", "conditions", "unknown"] = "unknown"
     note: str = ""
+    as_of: str = ""
+    """Month in which the licence was read; empty where nobody of this project read it."""
 
 
 class ModelRef(Noun):
@@ -125,6 +129,14 @@ def find_model(name: str, *, workspace: Mapping[str, Any] | None = None) -> Mode
     )
 
 
+def catalogued(*, names: Sequence[str | None] = (), host: str = "") -> ModelRef | None:
+    """The catalogue's entry of the first name it knows, else one that is served at the host."""
+    known = _catalogue_names()
+    named = (known[name.lower()] for name in names if name and name.lower() in known)
+    served = (e for e in _catalogue() if host and urlsplit(e.source).netloc == host)
+    return next(itertools.chain(named, served), None)
+
+
 def load_model(name: str, *, workspace: Mapping[str, Any] | None = None) -> ModelRef:
     """A model by its name; no weights are read until it is asked or trained.
 
@@ -146,6 +158,7 @@ def _catalogue() -> tuple[ModelRef, ...]:
     entries = []
     for entry in tree["models"]:
         entry = {**tree["families"].get(entry.pop("family", ""), {}), **entry}
+        entry["terms"] = {"as_of": tree["terms_as_of"], **entry.get("terms", {})}
         entries.append(ModelRef.model_validate({**entry, "catalogued": True}))
     return tuple(entries)
 

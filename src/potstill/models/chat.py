@@ -12,6 +12,8 @@ from potstill.config import StudentConfig, TeacherConfig
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.endpoint import EndpointModel
 from potstill.models.engines import GgufModel, has_llama_cpp
+from potstill.models.launch import open_launched
+from potstill.models.launched import LaunchedModel
 
 if TYPE_CHECKING:
     from potstill.models.local import LocalModel
@@ -27,15 +29,17 @@ def open_chat_model(
     dtype: str = "auto",
     max_in_flight: int | None = None,
     key: SecretStr | None = None,
-) -> EndpointModel | GgufModel | LocalModel:
+) -> EndpointModel | GgufModel | LaunchedModel | LocalModel:
     """Opens a model for asking: an endpoint, llama.cpp for GGUF files, else its weights.
+
+    Where the teacher's config names an engine to launch, that one answers for the weights.
 
     Where llama.cpp is not installed, the weights of a GGUF file are read by transformers.
 
     Args:
         batch_size: Prompts that local weights answer together.
         dtype: Number format of local weights.
-        max_in_flight: Most requests that an endpoint is sent at once.
+        max_in_flight: Most requests that an endpoint or a launched engine is sent at once.
         key: The endpoint's key in memory; wins over references to one.
 
     Raises:
@@ -43,6 +47,8 @@ def open_chat_model(
         MissingExtra: If what it takes is not installed.
     """
     ref = _ref_of(model, workspace)
+    if isinstance(model, TeacherConfig) and model.launch:
+        return open_launched(model, ref, max_in_flight=max_in_flight)
     if ref.kind == "endpoint":
         settings = model if isinstance(model, TeacherConfig) else None
         names = ("timeout_seconds", "requests_per_minute", "tokens_per_minute")

@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ import aiohttp
 import orjson
 
 from potstill.errors import TeacherError, TeacherRefused
-from potstill.models.admission import Admission, Slot
+from potstill.models.admission import START, Admission, Slot
 from potstill.models.chat_format import Answer, NotAnAnswer, error_text, is_filtered, read_json
 from potstill.models.retry import (
     MOST_ATTEMPTS,
@@ -46,11 +47,26 @@ class Request(NamedTuple):
     make_body: Callable[[], dict[str, Any]] | None = None
     """Called for each attempt: what a refusal teaches is heeded by the next."""
 
-    read: Callable[[bytes], Awaitable[Answer]] | None = None
+    read: Callable[[bytes], Awaitable[Any]] | None = None
     """Reads a body of status 200; where it is no answer, the attempt has failed."""
 
     num_tokens: int = 0
     """What it may cost, prompt and answer."""
+
+    send_file: Path | None = None
+    """The body, in place of what `make_body` makes."""
+
+    save_to: Path | None = None
+    """Where the body of a reply with status 200 goes, unread."""
+
+    seconds: float | None = None
+    """How long it may take, in place of the client's time-out."""
+
+    headers: Mapping[str, str] = {}
+    """Beside those of the API, or in their place."""
+
+    is_repeatable: bool = True
+    """Whether a second one does no harm where nobody knows what became of the first."""
 
 
 class _Fault(NamedTuple):
@@ -69,6 +85,7 @@ class Client:
         requests_per_minute, tokens_per_minute: Limits of the endpoint, learned from its headers
             where None.
         max_in_flight: Never more requests open than this; fewer at first, see `Admission`.
+        start_in_flight: How many at first; for an engine that nobody else asks.
         clock, wall_clock, sleep, jitter, transport: Time, chance and network, for tests.
     """
 
@@ -81,6 +98,7 @@ class Client:
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         max_in_flight: int = 256,
+        start_in_flight: int = START,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -100,6 +118,7 @@ class Client:
         self._admission = Admission(
             self.host,
             most=max_in_flight,
+            start=start_in_flight,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             clock=clock,
@@ -127,7 +146,7 @@ class Client:
         """Closes the connections; a later call opens new ones."""
         await self._transport.close()
 
-    async def exchange(self, request: Request) -> tuple[Reply, Answer | None]:
+    async def exchange(self, request: Request) -> tuple[Reply, Any]:
         """One exchange that went through, with retries of what may pass.
 
         Returns:
@@ -146,6 +165,8 @@ class Client:
                 if not isinstance(found, _Fault):
                     return found
                 self._report(slot, found)
+            if not (request.is_repeatable or found.is_busy):
+                raise TeacherError(f"{self.host} failed: {found.text}")
             tries += 1
             # Refusals for speed do not count, but those of a probe do: the last request of a
             # run may be one that the endpoint never takes.
@@ -160,15 +181,19 @@ class Client:
             self.num_retries += 1
             await self._sleep(seconds)
 
-    async def _try(self, slot: Slot, request: Request) -> tuple[Reply, Answer | None] | _Fault:
+    async def _try(self, slot: Slot, request: Request) -> tuple[Reply, Any] | _Fault:
         """One attempt; two where a refusal taught what the endpoint calls a field."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        headers |= self._wire.headers(self._key.value())
+        headers |= {**self._wire.headers(self._key.value()), **request.headers}
+        names = ("save_to", "seconds")
+        ways = {name: value for name in names if (value := getattr(request, name))}
         while True:
             body = request.make_body() if request.make_body else None
-            data = None if body is None else _encode(body)
+            data = request.send_file if body is None else encode_body(body)
             try:
-                reply = await self._transport.send(request.method, request.url, headers, data)
+                reply = await self._transport.send(
+                    request.method, request.url, headers, data, **ways
+                )
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._refuse_unreachable(error)
                 return _Fault(f"{type(error).__name__} {self._key.hide(str(error))}".strip())
@@ -187,7 +212,7 @@ class Client:
             except NotAnAnswer as error:
                 return _Fault(f"status 200 and no answer: {self._key.hide(str(error))[:500]}")
         self._budget.num_answers += 1
-        is_known = answer is not None and answer.has_usage
+        is_known = isinstance(answer, Answer) and answer.has_usage
         self._admission.answered(
             slot, answer.num_prompt_tokens + answer.num_new_tokens if is_known else None
         )
@@ -269,7 +294,8 @@ class Client:
         return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _encode(body: dict[str, Any]) -> bytes:
+def encode_body(body: Any) -> bytes:
+    """JSON as it is sent."""
     try:
         return orjson.dumps(body)
     except (orjson.JSONEncodeError, TypeError):

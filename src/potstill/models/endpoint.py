@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from potstill.config import Api, LogprobsMode, PriceConfig
 from potstill.errors import ConfigError, TeacherRefused
+from potstill.models.batch_api import BatchApi, open_batch_api
 from potstill.models.chat_format import Answer, NotAnAnswer, declined, read_json
 from potstill.models.client import Client, Request
 from potstill.models.fingerprint import request_fingerprint
@@ -145,10 +146,43 @@ class EndpointModel:
             TeacherError: No answer after all retries.
         """
         await self.prepare()
+        self.refuse_what_it_cannot(sampling)
+        answer, seconds = await self._ask(record.messages, sampling)
+        response = self.response_to(record, sampling, answer, turn=turn, sample=sample)
+        return response.model_copy(update={"seconds": seconds})
+
+    def refuse_what_it_cannot(self, sampling: Sampling) -> None:
+        """Raises TeacherRefused where its API never answers what is asked."""
         reason = self._wire.cannot(sampling)
         if reason:
             raise TeacherRefused(f"{self.host} {reason}")
-        answer, seconds = await self._ask(record.messages, sampling)
+
+    def body_of(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
+        """The JSON that it is asked with, in the manner learned so far."""
+        return self._wire.body(self.model or "", messages, sampling)
+
+    def answer_in(self, tree: Any, sampling: Sampling) -> Answer:
+        """The answer in the JSON of a reply; raises NotAnAnswer where there is none."""
+        return self._wire.read(tree, top_logprobs=sampling.top_logprobs)
+
+    def response_to(
+        self,
+        record: Record,
+        sampling: Sampling,
+        answer: Answer,
+        *,
+        turn: int = 0,
+        sample: int = 0,
+        price_share: float = 1.0,
+    ) -> Response:
+        """An answer as the response to a record, without the time that it took.
+
+        Args:
+            price_share: What its tokens cost, as a share of the price.
+
+        Raises:
+            TeacherRefused: If log-probabilities were asked for, and it tells none.
+        """
         if sampling.top_logprobs and answer.text and not answer.logprobs and not answer.error:
             raise TeacherRefused(
                 f"{self.host} tells no log-probabilities of {self.model}, and "
@@ -164,13 +198,16 @@ class EndpointModel:
             finish_reason=answer.finish_reason,
             num_prompt_tokens=answer.num_prompt_tokens,
             num_new_tokens=answer.num_new_tokens,
-            seconds=seconds,
-            cost=self._cost(answer),
+            cost=self._cost(answer, price_share),
             model=self.model or self.name,
             fingerprint=request_fingerprint(self.identity, record.messages, sampling),
-            error=answer.error,
+            error=self._key.hide(answer.error),
             logprobs=answer.logprobs,
         )
+
+    def open_batches(self) -> BatchApi:
+        """The provider's interface for batches; raises ConfigError where there is none."""
+        return open_batch_api(self._wire, self._client)
 
     async def close(self) -> None:
         """Closes the connections; a later call opens new ones."""
@@ -203,8 +240,8 @@ class EndpointModel:
 
         return await asyncio.to_thread(read) if len(data) > _LONG_BODY_BYTES else read()
 
-    def _cost(self, answer: Answer) -> float | None:
+    def _cost(self, answer: Answer, price_share: float) -> float | None:
         if self.price is None or not answer.has_usage:
             return None
         paid = answer.num_prompt_tokens * self.price.input
-        return (paid + answer.num_new_tokens * self.price.output) / 1e6
+        return (paid + answer.num_new_tokens * self.price.output) * price_share / 1e6

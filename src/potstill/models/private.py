@@ -12,7 +12,7 @@ from potstill.types import Message, Record, Response, Sampling
 
 _PASSED_ON = (
     *("identity", "price", "setting", "num_parameters", "memory_bytes"),
-    *("state", "num_in_flight", "num_retries"),
+    *("state", "num_in_flight", "num_retries", "batches"),
 )
 _MOST_REMEMBERED = 1024
 """Prompts whose hidden form is kept: more than are open at once."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -45,18 +47,40 @@ class Transport:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def send(
-        self, method: str, url: str, headers: Mapping[str, str], data: bytes | None
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        data: bytes | Path | None,
+        *,
+        save_to: Path | None = None,
+        seconds: float | None = None,
     ) -> Reply:
         """Sends one request and reads the whole reply, whatever its status.
+
+        Args:
+            data: The body, or the file that it is in.
+            save_to: File for the body of a reply with status 200, however long that is; the
+                reply itself has none then.
+            seconds: For this exchange, in place of timeout_seconds.
 
         Raises:
             TeacherError: If the body is too long; asking again would bring the same.
             aiohttp.ClientError, TimeoutError, OSError: If nothing whole came back.
         """
         started = self._clock()
-        async with self._open_session().request(
-            method, url, data=data, headers=headers, allow_redirects=False
-        ) as response:
+        limit = {"timeout": aiohttp.ClientTimeout(total=seconds)} if seconds else {}
+        async with contextlib.AsyncExitStack() as stack:
+            body = stack.enter_context(data.open("rb")) if isinstance(data, Path) else data
+            asked = self._open_session().request(
+                method, url, data=body, headers=headers, allow_redirects=False, **limit
+            )
+            response = await stack.enter_async_context(asked)
+            if save_to is not None and response.status == 200:
+                with save_to.open("wb") as file:
+                    async for chunk in response.content.iter_chunked(2**16):
+                        file.write(chunk)
+                return Reply(response.status, response.headers, b"", self._clock() - started)
             chunks, size = [], 0
             async for chunk in response.content.iter_chunked(2**16):
                 chunks.append(chunk)
@@ -68,8 +92,8 @@ class Transport:
                         f"{urlsplit(url).netloc} sent more than {self._largest_bytes >> 20} MiB "
                         f"for one answer"
                     )
-            seconds = self._clock() - started
-            return Reply(response.status, response.headers, b"".join(chunks), seconds)
+            took = self._clock() - started
+            return Reply(response.status, response.headers, b"".join(chunks), took)
 
     async def close(self) -> None:
         """Closes the connections; a later request opens new ones."""

@@ -14,7 +14,7 @@ from typing import Any
 from potstill.data.scratch import scratch
 from potstill.errors import DataError
 from potstill.pipeline.context import Context
-from potstill.pipeline.data import records_of
+from potstill.pipeline.data import records_of, training_prompts
 from potstill.protocols import resolve
 from potstill.rundir import iter_jsonl, json_line, whole_file, write_text
 from potstill.teach.accept import Outcome, SetCheck, accept
@@ -45,22 +45,19 @@ def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
     Raises:
         DataError: If nothing is left to train on.
     """
-    config, run = ctx.config, ctx.run
+    run = ctx.run
     places = {
-        "train": (run.train, run.accepted),
+        "train": (training_prompts(ctx), run.accepted),
         "validation": (run.validation, run.accepted_validation),
     }
     quality = Quality(ctx.task)
     counts: Counter[str] = Counter({f"num_{split}": 0 for split in places})
     reasons: Counter[str] = Counter()
     tell = ctx.progress("check")
-    with _judges(ctx) as judged, scratch(run.data) as database, whole_file(run.rejected) as dropped:
+    with judges(ctx) as judged, scratch(run.data) as database, whole_file(run.rejected) as dropped:
         set_checks, facts = _set_checks(ctx, database)
-        quota = config.data.label_quota
         for split, (asked, out) in places.items():
-            own = list(set_checks)
-            if quota is not None and split == "train":
-                own.append(LabelQuota(ctx.task, quota))
+            own = _with_quota(ctx, set_checks) if split == "train" else set_checks
             rows = with_answers(split, iter_jsonl(asked, Record))
             with whole_file(out) as kept:
                 for number, outcome in enumerate(judged(rows, own), start=1):
@@ -94,13 +91,21 @@ def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def judging(ctx: Context) -> Iterator[Callable[[Rows], Iterator[Outcome]]]:
+    """Judges training rows, some at a time, as `sort_answers` will; nothing is written."""
+    with judges(ctx) as judged, scratch(ctx.run.data) as database:
+        set_checks = _with_quota(ctx, _set_checks(ctx, database)[0])
+        yield lambda rows: judged(rows, set_checks)
+
+
 def reasons_text(reasons: Counter[str]) -> str:
     """The five most frequent reasons with their counts."""
     return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons.most_common(5))
 
 
 @contextlib.contextmanager
-def _judges(ctx: Context) -> Iterator[Judged]:
+def judges(ctx: Context) -> Iterator[Judged]:
     """`accept` with the checks of the config, and the processes that some of them need."""
     config = ctx.config
     generation = config.generation
@@ -129,16 +134,31 @@ def _judges(ctx: Context) -> Iterator[Judged]:
         yield judged
 
 
+def _with_quota(ctx: Context, set_checks: list[SetCheck]) -> list[SetCheck]:
+    quota = ctx.config.data.label_quota
+    return set_checks if quota is None else [*set_checks, LabelQuota(ctx.task, quota)]
+
+
 def _set_checks(
     ctx: Context, database: sqlite3.Connection
 ) -> tuple[list[SetCheck], dict[str, Any]]:
     """The checks of a row beside others, and facts on what they compare with."""
-    config, run, task = ctx.config, ctx.run, ctx.task
-    typical = list(itertools.islice(iter_jsonl(run.train, Record), _NUM_TYPICAL))
-    test = NotContaminated(database, test_records(ctx), typical)
+    config, task = ctx.config, ctx.task
+    typical = typical_prompts(ctx)
+    test = NotContaminated(
+        database,
+        test_records(ctx),
+        typical,
+        with_reasoning=config.generation.reasoning == "both",
+    )
     checks: list[SetCheck] = [test] if test.num_test_rows else []
     checks += duplicate_checks(config.checks, database, task, typical)
     return checks, {"contamination": test.facts()}
+
+
+def typical_prompts(ctx: Context) -> list[Record]:
+    """Training prompts, enough to tell what many share."""
+    return list(itertools.islice(iter_jsonl(ctx.run.train, Record), _NUM_TYPICAL))
 
 
 def test_records(ctx: Context) -> Iterator[Record]:

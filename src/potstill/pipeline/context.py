@@ -14,10 +14,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import SecretStr
 
 from potstill.config import DistillConfig
-from potstill.protocols import Task
+from potstill.protocols import ChatModel, Task
 from potstill.rundir import RunDir, content_hash
 from potstill.tasks import get_task
-from potstill.types import Noun
+from potstill.types import Noun, Sampling
 
 T = TypeVar("T")
 
@@ -117,6 +117,29 @@ class Context:
 def wait(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs asynchronous work to its end from a stage, which is not asynchronous."""
     return asyncio.run(coroutine)
+
+
+async def prepared(
+    model: ChatModel, on_progress: Callable[..., None], *, every_seconds: float = 1.0
+) -> None:
+    """Waits until a model can be asked, and tells every so often what is waited for."""
+    if (prepare := getattr(model, "prepare", None)) is None:
+        return
+    waiting, started = asyncio.ensure_future(prepare()), time.monotonic()
+    try:
+        while not (await asyncio.wait({waiting}, timeout=every_seconds))[0]:
+            what = getattr(model, "state", f"waiting for {model.name}")
+            on_progress(0, None, f"{time.monotonic() - started:.0f} s, {what}")
+        waiting.result()
+    finally:
+        waiting.cancel()
+
+
+def decoding(ctx: Context) -> Sampling:
+    """How all rows answer the test set: greedy."""
+    config = ctx.config
+    limit = config.evaluate.max_new_tokens or config.generation.max_new_tokens
+    return Sampling(temperature=0.0, max_new_tokens=limit, stop=config.generation.stop)
 
 
 def weights_key(place: str | Path) -> Any:

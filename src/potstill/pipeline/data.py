@@ -117,6 +117,11 @@ def split(ctx: Context) -> None:
     ctx.stage("split", inputs, work)
 
 
+def training_prompts(ctx: Context) -> Path:
+    """The file of what the teacher is asked for training: real prompts, and those it wrote."""
+    return ctx.run.train if ctx.config.data_generation is None else ctx.run.prompts
+
+
 def gold_records(ctx: Context) -> list[Record]:
     """Records with known answers for the students that learn without a teacher.
 

@@ -10,10 +10,10 @@ from typing import Any
 from potstill.errors import ConfigError
 from potstill.examine.memory import disk_bytes
 from potstill.examine.run import evaluate as evaluate_model
-from potstill.models.catalog import ModelRef, find_model
+from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
 from potstill.models.private import guarded
-from potstill.pipeline.context import Context, wait
+from potstill.pipeline.context import Context, decoding, prepared, wait
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.export import exported_files
 from potstill.pipeline.measure import Row, measure
@@ -21,13 +21,13 @@ from potstill.pipeline.preflight import privacy_of, teacher_ref
 from potstill.pipeline.train import student_folder
 from potstill.protocols import ChatModel, resolve_attribute
 from potstill.rundir import read_jsonl, write_text
-from potstill.types import Evaluation, Record, Sampling
+from potstill.types import Evaluation, Record
 
 
 def rows_of(ctx: Context) -> list[Row]:
     """Who is compared: teacher, untouched student, variants, distilled student, artefacts."""
     config, run = ctx.config, ctx.run
-    rows = [Row("teacher", teacher_ref(ctx), is_teacher=True)] if config.evaluate.teacher else []
+    rows = [teacher_row(ctx)] if config.evaluate.teacher else []
     places: dict[str, Path] = {}
     for name in config.evaluate.baselines:
         if name == "untouched":
@@ -37,6 +37,12 @@ def rows_of(ctx: Context) -> list[Row]:
     places["distilled"] = run.model
     places |= exported_files(ctx)
     return rows + [Row(role, find_model(str(place))) for role, place in places.items()]
+
+
+def teacher_row(ctx: Context) -> Row:
+    """The teacher as a row, with the engine that is launched for it."""
+    engine = ctx.config.teacher.launch or ""
+    return Row("teacher", teacher_ref(ctx), is_teacher=True, engine=engine)
 
 
 def evaluate(ctx: Context) -> None:
@@ -55,13 +61,6 @@ def evaluate(ctx: Context) -> None:
         measure(ctx, rows, records, opened, decoding(ctx))
 
 
-def decoding(ctx: Context) -> Sampling:
-    """How all rows answer the test set: greedy."""
-    config = ctx.config
-    limit = config.evaluate.max_new_tokens or config.generation.max_new_tokens
-    return Sampling(temperature=0.0, max_new_tokens=limit, stop=config.generation.stop)
-
-
 @contextlib.asynccontextmanager
 async def opened(ctx: Context, row: Row, batch_size: int) -> AsyncIterator[ChatModel]:
     """The row's model, closed again afterwards."""
@@ -70,6 +69,7 @@ async def opened(ctx: Context, row: Row, batch_size: int) -> AsyncIterator[ChatM
     opened = open_chat_model(place, workspace=ctx.workspace, batch_size=batch_size, key=key)
     model: ChatModel = guarded(opened, privacy_of(ctx)) if row.is_teacher else opened
     try:
+        await prepared(model, ctx.progress(f"evaluate-{row.role}"))
         yield model
     finally:
         await model.close()
@@ -92,7 +92,7 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
                 format=row.ref.kind,
                 fingerprint=str(row.key),
                 num_parameters=getattr(model, "num_parameters", None),
-                disk_bytes=None if row.ref.kind == "endpoint" else disk_bytes(_weights(row.ref)),
+                disk_bytes=_disk_bytes(row),
                 setting=getattr(model, "setting", {}),
                 group_by=ctx.config.data.group_by if ctx.config.data.split_by == "group" else None,
                 seed=settings.seed,
@@ -109,11 +109,17 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
     ctx.stage(stage, inputs, work)
 
 
-def _weights(ref: ModelRef) -> Path:
-    """What counts as the size on disk: the weights, without tokenizer and notes."""
+def _disk_bytes(row: Row) -> int | None:
+    """Size of the weights, without tokenizer and notes; None where they are not known to be here.
+
+    An engine finds the weights of a name itself, in a place of its own.
+    """
     from potstill.models.weights import cached_folder
 
-    return Path(ref.source) if ref.kind == "gguf" else cached_folder(ref)
+    path = Path(row.ref.source)
+    if row.ref.kind == "endpoint" or (row.engine and not path.exists()):
+        return None
+    return disk_bytes(path if row.engine or row.ref.kind == "gguf" else cached_folder(row.ref))
 
 
 def _evaluate_plain(ctx: Context, records: list[Record]) -> None:

@@ -23,11 +23,14 @@ class Row:
     role: str
     ref: ModelRef
     is_teacher: bool = False
+    engine: str = ""
+    """What is launched to answer for the weights."""
 
     @property
     def key(self) -> Any:
         """What its answers depend on."""
-        return [self.role, self.ref.kind, weights_key(self.ref.source)]
+        engine = [self.engine] if self.engine else []
+        return [self.role, self.ref.kind, weights_key(self.ref.source), *engine]
 
 
 Opened = Callable[[Context, Row, int], AbstractAsyncContextManager[ChatModel]]
@@ -98,7 +101,7 @@ def _shapes(rows: list[Row]) -> dict[str, str]:
     found = {}
     for row in order:
         shape: Any = row.role
-        if row.ref.kind == "huggingface":
+        if row.ref.kind == "huggingface" and not row.engine:
             from potstill.models.weights import cached_folder
 
             files = cached_folder(row.ref).glob("*.safetensors")

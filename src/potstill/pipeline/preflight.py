@@ -10,9 +10,11 @@ from potstill.data.privacy import Privacy
 from potstill.data.render import vocab_fingerprint
 from potstill.errors import ConfigError, VocabMismatch
 from potstill.examine.metrics import get_metric
+from potstill.models.batches import in_batches
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
-from potstill.pipeline.context import Context, wait
+from potstill.models.terms import terms_of
+from potstill.pipeline.context import Context, prepared, wait
 from potstill.protocols import resolve
 from potstill.types import Sampling
 
@@ -20,12 +22,12 @@ from potstill.types import Sampling
 def preflight(ctx: Context) -> None:
     """Refuses a run that cannot succeed, before anything is spent.
 
-    Names are resolved, a remote teacher is called once, and for a loss on probabilities the
-    two tokenizers are compared.
+    Names are resolved, a remote or launched teacher is called once, and for a loss on
+    probabilities the two tokenizers are compared.
 
     Raises:
         ConfigError: An unknown model, metric, check or exporter; a loss on probabilities
-            with a teacher that gives none.
+            with a teacher that gives none; a teacher whose terms forbid it, and were not accepted.
         VocabMismatch: Teacher and student have different tokenizers and the loss needs one.
         TeacherRefused: The endpoint refused the key, the URL or the model's name.
     """
@@ -36,6 +38,7 @@ def preflight(ctx: Context) -> None:
         resolve("check", name)
     for export in config.export:
         resolve("exporter", export.partition(":")[0])
+    _refuse_forbidden(ctx)
     teacher = teacher_ref(ctx)
     student = find_model(config.student.place, workspace=ctx.workspace)
     if student.kind == "endpoint":
@@ -46,7 +49,12 @@ def preflight(ctx: Context) -> None:
     if config.loss.kind != "sft":
         _refuse_without_probabilities(ctx, teacher, student)
     privacy_of(ctx)
-    if teacher.kind == "endpoint" and _asks_the_teacher(ctx):
+    if config.teacher.batch and teacher.kind != "endpoint":
+        raise ConfigError(
+            f"teacher.batch is for the batch interfaces of OpenAI and Anthropic, and "
+            f"{config.teacher.place} is a model on this machine; use teacher.batch: false"
+        )
+    if (teacher.kind == "endpoint" or _launches(ctx)) and _asks_the_teacher(ctx):
         wait(_dry_call(ctx))
 
 
@@ -78,6 +86,24 @@ def _asks_the_teacher(ctx: Context) -> bool:
     return config.data.logged_answers == "regenerate" or is_compared
 
 
+def _launches(ctx: Context) -> bool:
+    """Whether an engine is to be started that this run has not been answered by yet."""
+    return ctx.config.teacher.launch is not None and not ctx.run.facts("teach")
+
+
+def _refuse_forbidden(ctx: Context) -> None:
+    if ctx.config.data.logged_answers == "reuse":
+        return  # whoever gave those answers, it is not the config's teacher
+    terms = terms_of(ctx.config.teacher, workspace=ctx.workspace)
+    if terms.train_on_outputs == "no" and not terms.accepted:
+        raise ConfigError(
+            f"{terms.text}. Take another teacher; or, if you have read them and may all the same, "
+            f"say so with potstill run --accept-terms or teacher: {{accept_terms: true}}"
+        )
+    if terms.text:
+        ctx.tell("teach", "note", terms.text)
+
+
 async def _dry_call(ctx: Context) -> None:
     generation = ctx.config.generation
     sampling = Sampling(
@@ -91,7 +117,10 @@ async def _dry_call(ctx: Context) -> None:
         ctx.config.teacher, workspace=ctx.workspace, key=ctx.secrets.get("teacher")
     )
     try:
+        await prepared(model, ctx.progress("teach"))
         await model.dry_call(sampling, top_logprobs=generation.logprobs)
+        if ctx.config.teacher.batch and ctx.config.data.logged_answers == "regenerate":
+            await in_batches(model).batches.check()
     finally:
         await model.close()
 

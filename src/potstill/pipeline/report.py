@@ -8,8 +8,8 @@ from typing import Any
 from potstill.examine.report import build_report
 from potstill.examine.report_html import render_html
 from potstill.examine.report_markdown import render_markdown
-from potstill.pipeline.context import Context
-from potstill.pipeline.evaluate import decoding, rows_of
+from potstill.pipeline.context import Context, decoding
+from potstill.pipeline.evaluate import rows_of
 from potstill.rundir import RunDir, content_hash, read_jsonl, write_text
 from potstill.types import Estimate, Evaluation, Record, Report, Sample
 
@@ -120,13 +120,18 @@ def _task_facts(ctx: Context) -> dict[str, Any]:
 def _funnel(ctx: Context) -> dict[str, Any]:
     run = ctx.run
     asked, kept = run.facts("teach"), run.facts("check")
+    new = {} if ctx.config.data_generation is None else run.facts("expand")
+    names = ("num_real", "num_new", "num_requests", "share_real", "reasons")
     return {
         "requested": asked.get("requested"),
         "answered": asked.get("answered"),
+        **({"wanted": asked["wanted"], "rounds": asked["rounds"]} if "wanted" in asked else {}),
+        **({"new_prompts": {name: new[name] for name in names}} if new else {}),
         "accepted": kept.get("num_train", 0) + kept.get("num_validation", 0),
         "rejected": kept.get("reasons", {}),
         "leaks_dropped": run.facts("split").get("num_dropped", 0),
         "quality": kept.get("quality", {}),
+        "trial": asked.get("trial", {}),
         "hidden": asked.get("hidden") or run.facts("load").get("replaced", {}),
     }
 

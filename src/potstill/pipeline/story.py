@@ -13,9 +13,11 @@ from pydantic import SecretStr
 
 from potstill.config import DistillConfig, dump_config
 from potstill.errors import ConfigError, GateFailed
+from potstill.models.terms import terms_of
 from potstill.pipeline.context import Context, OnEvent
 from potstill.pipeline.data import load, split
 from potstill.pipeline.evaluate import evaluate
+from potstill.pipeline.expand import expand
 from potstill.pipeline.export import export
 from potstill.pipeline.preflight import preflight
 from potstill.pipeline.report import compare, report
@@ -27,6 +29,7 @@ from potstill.types import Report
 STORY = (
     load,  # files -> records
     split,  # records -> train, validation, test; leaks are refused
+    expand,  # training prompts -> more of their kind, where the config wants that
     teach,  # prompts -> the teacher's responses
     check,  # responses -> accepted and rejected, with reasons
     score,  # accepted -> the teacher's probabilities, where the loss wants them
@@ -76,7 +79,9 @@ def distill(
     with run.locked():
         preflight(ctx)
         write_text(run.config, dump_config(config))
-        write_text(run.environment, dumps(environment(config), indent=1) + "\n")
+        terms = terms_of(config.teacher, workspace=workspace).model_dump(mode="json")
+        facts = {**environment(config), "teacher": terms}
+        write_text(run.environment, dumps(facts, indent=1) + "\n")
         found: Report | None = None
         for stage in STORY:
             if stage is score and config.loss.kind == "sft":

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from potstill.config import TASKS
+from potstill.config import GenerationConfig
 from potstill.data.privacy import describe
 from potstill.data.render import Rendered, render, template_fingerprint, vocab_fingerprint
 from potstill.errors import AnswersLost, DataError
+from potstill.models.batches import in_batches
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
 from potstill.models.logged import LoggedAnswers
 from potstill.models.private import PrivateModel, guarded
 from potstill.models.weights import load_tokenizer
-from potstill.pipeline.check import sort_answers
-from potstill.pipeline.context import Context, wait, weights_key
+from potstill.pipeline.check import Rows, sort_answers
+from potstill.pipeline.context import Context, prepared, wait, weights_key
+from potstill.pipeline.data import training_prompts
 from potstill.pipeline.preflight import place_key, privacy_key, privacy_of, teacher_ref
+from potstill.pipeline.rounds import answered_rounds, ask_until_enough, prompts_of
+from potstill.pipeline.trial import Trial, begin_trial, end_trial
 from potstill.protocols import ChatModel
-from potstill.rundir import JsonLines, RunDir, content_hash, iter_jsonl, read_jsonl
-from potstill.teach.generate import generate
+from potstill.rundir import JsonLines, RunDir, iter_jsonl, read_jsonl
+from potstill.teach.generate import Counts, generate
 from potstill.teach.ledger import Inventory, Ledger
+from potstill.teach.prompts import lessons
 from potstill.types import Record
 
 SPLITS = ("train", "validation")
@@ -33,20 +40,24 @@ def teach(ctx: Context) -> None:
     inputs = (
         config.generation,
         config.teacher.model,
+        config.teacher.launch,
+        config.teacher.launch_arguments,
         config.data.logged_answers,
         *privacy_key(ctx),
         weights_key(place),
-        run.train,
+        training_prompts(ctx),
         run.validation,
+        *(() if config.generation.num_accepted is None else _check_key(ctx)),
     )
 
     def work() -> dict[str, Any]:
-        return wait(_ask(ctx))
+        trial = begin_trial(ctx)
+        return wait(_ask(ctx, trial))
 
     ctx.stage("teach", inputs, work)
 
 
-def _open_teacher(ctx: Context) -> ChatModel:
+def open_teacher(ctx: Context) -> ChatModel:
     """Who answers: the teacher, shown no personal data, or the logs."""
     config = ctx.config
     if config.data.logged_answers == "reuse":
@@ -59,6 +70,8 @@ def _open_teacher(ctx: Context) -> ChatModel:
         max_in_flight=None if wanted == "auto" else wanted,
         key=ctx.secrets.get("teacher"),
     )
+    if config.teacher.batch:
+        teacher = in_batches(teacher)
     return guarded(teacher, privacy_of(ctx))
 
 
@@ -75,31 +88,26 @@ def _count_hidden(ctx: Context, teacher: ChatModel) -> Counter[str]:
     return hidden
 
 
-async def _ask(ctx: Context) -> dict[str, Any]:
+async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
     config, run = ctx.config, ctx.run
     generation = config.generation
     if config.data.logged_answers == "reuse":
         generation = generation.model_copy(update={"pilot": 0, "max_cost": None})
-    teacher = _open_teacher(ctx)
+    teacher = open_teacher(ctx)
     hidden = _count_hidden(ctx, teacher)
     counts: Counter[str] = Counter()
     cost = 0.0
+    rounds: dict[str, Any] = {}
     try:
+        await prepared(teacher, ctx.progress("teach"))
+        tried = await end_trial(ctx, teacher, trial)
+        cost += tried.cost
+        counts["reused"] -= tried.num_new  # asked by this run, though not as part of a split
         for split in SPLITS:
-            records = JsonLines(_split_file(ctx, split), Record)
-            num_prompts, source = _prompts(ctx, records)
-            found = await generate(
-                teacher,
-                records,
-                run.responses,
-                task=ctx.task,
-                config=generation,
-                part=split,
-                requested=num_prompts * generation.num_responses,
-                source=source,
-                on_progress=ctx.progress("teach"),
-                on_asking=ctx.figures("teach"),
-            )
+            if split == "train" and generation.num_accepted is not None:
+                found, rounds = await ask_until_enough(ctx, teacher, generation)
+            else:
+                found = await _ask_split(ctx, teacher, generation, split)
             counts.update(requested=found.requested, answered=found.answered, reused=found.reused)
             cost += found.cost or 0.0
             if found.damaged:
@@ -107,25 +115,34 @@ async def _ask(ctx: Context) -> dict[str, Any]:
     finally:
         await teacher.close()
     text = f"{counts['answered']:,} responses of {counts['requested']:,} asked"
+    if rounds:
+        text += f", {rounds['found']:,} of {rounds['wanted']:,} wanted rows"
     if cost:
         text += f", cost {cost:.4f}"
     if hidden:
         text += f"; hidden: {describe(hidden)}"
     facts = {"text": text, "cost": cost, "teacher": teacher.name, "hidden": dict(hidden)}
-    return {**facts, **counts}
+    facts["trial"] = tried.facts
+    return {**facts, **counts, **rounds}
 
 
-def _prompts(ctx: Context, records: JsonLines[Record]) -> tuple[int, str]:
-    """How many prompts a split holds; and a hash of all their messages are made of.
-
-    Only conversations have more than one prompt a record; these are looked at one by one.
-    """
-    config = ctx.config
-    if config.task in TASKS and config.task != "conversation":
-        answers = config.data.logged_answers
-        source = content_hash(records.path, config.task, answers, *privacy_key(ctx))
-        return records.num_lines(), source
-    return sum(len(ctx.task.turns(record)) for record in records), ""
+async def _ask_split(
+    ctx: Context, teacher: ChatModel, config: GenerationConfig, split: str
+) -> Counts:
+    records = JsonLines(_split_file(ctx, split), Record)
+    num_prompts, source = prompts_of(ctx, records)
+    return await generate(
+        teacher,
+        records,
+        ctx.run.responses,
+        task=ctx.task,
+        config=config,
+        part=split,
+        requested=num_prompts * config.num_responses,
+        source=source,
+        on_progress=ctx.progress("teach"),
+        on_asking=ctx.figures("teach"),
+    )
 
 
 def damaged_text(number: int, run: RunDir) -> str:
@@ -145,15 +162,41 @@ def verify(run: RunDir) -> Inventory:
     with run.locked(), Ledger(run.responses) as ledger:
         found = ledger.verify()
         if found.num_damaged or found.num_missing:
-            run.mark("teach").unlink(missing_ok=True)
+            for stage in ("expand", "teach"):
+                run.mark(stage).unlink(missing_ok=True)
         return found
 
 
 def check(ctx: Context) -> None:
     """Keeps the answers that pass every check, and writes down why the others do not."""
+    run = ctx.run
+    asked = run.facts("teach")
+    num_rounds = len(asked.get("rounds", ()))
+    # The time says when answers were last asked for or looked up.
+    inputs = (*_check_key(ctx), asked.get("finished_at"))
+
+    def work() -> dict[str, Any]:
+        try:
+            with Ledger(run.responses) as answers:
+
+                def with_answers(split: str, records: Iterable[Record]) -> Rows:
+                    if split == "train" and num_rounds:
+                        return answered_rounds(run, answers, num_rounds)
+                    return answers.with_records(split, records)
+
+                return sort_answers(ctx, with_answers)
+        except AnswersLost:
+            run.mark("teach").unlink(missing_ok=True)
+            raise
+
+    ctx.stage("check", inputs, work)
+
+
+def _check_key(ctx: Context) -> tuple[Any, ...]:
+    """What the checks depend on, the answers themselves left out."""
     config, run = ctx.config, ctx.run
     generation = config.generation
-    inputs = (
+    return (
         config.task,
         config.checks,
         config.check_limits,
@@ -163,22 +206,11 @@ def check(ctx: Context) -> None:
         generation.choose,
         generation.best_by,
         config.data.label_quota,
-        run.train,
+        training_prompts(ctx),
         run.validation,
         run.test,
         *config.data.keep_out,
-        run.facts("teach").get("finished_at"),  # when answers were last asked for or looked up
     )
-
-    def work() -> dict[str, Any]:
-        try:
-            with Ledger(run.responses) as answers:
-                return sort_answers(ctx, answers.with_records)
-        except AnswersLost:
-            run.mark("teach").unlink(missing_ok=True)
-            raise
-
-    ctx.stage("check", inputs, work)
 
 
 def score(ctx: Context) -> None:
@@ -192,6 +224,7 @@ def score(ctx: Context) -> None:
         weights_key(place),
         run.accepted,
         run.accepted_validation,
+        *lessons_key(ctx),
     )
 
     def work() -> dict[str, Any]:
@@ -223,9 +256,21 @@ def score(ctx: Context) -> None:
 
 
 def accepted_rows(ctx: Context, tokenizer: Any, split: str) -> list[Rendered]:
-    """Accepted answers of a split as token ids and loss masks; one row an assistant turn."""
-    path = ctx.run.accepted if split == "train" else ctx.run.accepted_validation
-    return render_rows(ctx, tokenizer, read_jsonl(path, Record))
+    """Accepted answers of a split as token ids and loss masks; one row an assistant turn.
+
+    With `generation.reasoning: both` training answers give two rows. The student is watched on
+    bare answers, which is what it will be asked for.
+    """
+    if split != "train":
+        return render_rows(ctx, tokenizer, read_jsonl(ctx.run.accepted_validation, Record))
+    accepted = read_jsonl(ctx.run.accepted, Record)
+    rows = [row for record in accepted for row in lessons(record, ctx.config.generation)]
+    return render_rows(ctx, tokenizer, rows)
+
+
+def lessons_key(ctx: Context) -> tuple[str, ...]:
+    """What training rows depend on beside the accepted answers, for stage hashes."""
+    return ("both",) if ctx.config.generation.reasoning == "both" else ()
 
 
 def render_rows(ctx: Context, tokenizer: Any, records: list[Record]) -> list[Rendered]:
@@ -258,5 +303,5 @@ def student_tokenizer(ctx: Context) -> Any:
     return load_tokenizer(find_model(ctx.config.student.place, workspace=ctx.workspace))
 
 
-def _split_file(ctx: Context, split: str) -> Any:
-    return ctx.run.train if split == "train" else ctx.run.validation
+def _split_file(ctx: Context, split: str) -> Path:
+    return training_prompts(ctx) if split == "train" else ctx.run.validation

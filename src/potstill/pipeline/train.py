@@ -19,7 +19,7 @@ from potstill.models.weights import cached_folder, load_weights
 from potstill.pipeline.context import Context, weights_key
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.preflight import place_key
-from potstill.pipeline.teach import accepted_rows, render_rows
+from potstill.pipeline.teach import accepted_rows, lessons_key, render_rows
 from potstill.rundir import RunDir, read_jsonl
 from potstill.types import Record
 
@@ -75,7 +75,7 @@ def student_folder(ctx: Context) -> Path:
 def train(ctx: Context) -> None:
     """Trains the configured student, then the variants it will be compared with."""
     config, run = ctx.config, ctx.run
-    answers = (run.accepted, run.accepted_validation)
+    answers = (run.accepted, run.accepted_validation, *lessons_key(ctx))
     targets = run.mark("score") if config.loss.kind != "sft" else None
     _train_one(ctx, "train", run, config.loss, (*answers, *([targets] if targets else [])))
     text_only = LossConfig(kind="sft")

@@ -175,6 +175,8 @@ def _accepted(
         metadata["gold"] = record.reference
     if any(response.reasoning for response in answers):
         metadata["reasoning"] = answers[-1].reasoning
+    elif config.reasoning == "both":
+        metadata.pop("reasoning", None)  # a column of the user's is not how the teacher got there
     if sample:
         metadata["record_id"] = record.id
     return record.model_copy(

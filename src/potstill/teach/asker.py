@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from potstill.config import GenerationConfig
 from potstill.errors import PotstillError, TeacherError
+from potstill.models.batches import Postponed
 from potstill.models.fingerprint import identity_of, sent_by
 from potstill.protocols import ChatModel, Task
 from potstill.teach.index import MOST_KEYS, State, Want
@@ -48,6 +49,9 @@ class Tally:
         self.blocked = 0
         """Never asked: an earlier turn of the conversation is dead."""
 
+        self.postponed = 0
+        """Requested, and left to a batch; not taken up."""
+
         self.reused = self.cut = 0
         """Of the answered."""
 
@@ -80,9 +84,11 @@ class Asker:
         requested: int,
         required_logprobs: int,
         tell: Callable[[Asking], None],
+        earlier: tuple[int, int] = (0, 0),
     ):
         self.teacher, self.config, self.ledger = teacher, config, ledger
         self.requested = requested
+        self._earlier = earlier
         price = getattr(teacher, "price", None)
         self.purse = Purse(price, config.max_cost, spent=ledger.cost)
         self.tally = Tally()
@@ -153,8 +159,9 @@ class Asker:
 
     def refuse_too_few(self) -> None:
         """Raises TeacherError as soon as min_success_ratio or max_failures is out of reach."""
-        failed, wanted, most = self.tally.failed, self.config.min_success_ratio, self.requested
-        allowed = (1 - wanted) * self.requested + 1e-9
+        wanted = self.config.min_success_ratio
+        most, failed = self._earlier[0] + self.requested, self._earlier[1] + self.tally.failed
+        allowed = (1 - wanted) * most + 1e-9
         rule = f"generation.min_success_ratio = {wanted:g}"
         if self.config.max_failures is not None and self.config.max_failures < allowed:
             allowed = self.config.max_failures
@@ -249,6 +256,10 @@ class Asker:
         except asyncio.CancelledError:
             self._keep(chain, request, _failed(cancelled("the run ended before the answer came")))
             raise
+        except Postponed:
+            self._give_back()
+            self.tally.postponed += len(chain.prompts) - request.turn
+            return None
         except Exception as error:
             if type(error) is not TeacherError:
                 # Refused: it will refuse every other prompt as well. Or a fault of ours.
@@ -329,6 +340,14 @@ class Asker:
         if not at_once and seconds - self._told_at < _TELL_SECONDS:
             return
         self._told_at = seconds
+        self._tell_them(self._told(getattr(self.teacher, "state", "running")))
+
+    def tell_waiting(self, state: str) -> None:
+        """Says how far it was, and in a few words what is waited for now."""
+        self._tell_them(self._told(state))
+
+    def _told(self, state: str) -> Asking:
+        seconds = self._meter.seconds
         tally, meter, purse = self.tally, self._meter, self.purse
         rate, tokens_per_second = meter.rates()
         left = self.requested - tally.answered - tally.failed
@@ -337,24 +356,22 @@ class Asker:
             cost = purse.spent_before + purse.spent_now
             each = purse.spent_now / meter.num_answers if meter.num_answers else None
             projected = None if each is None else cost + each * left
-        self._tell_them(
-            Asking(
-                requested=self.requested,
-                answered=tally.answered,
-                reused=tally.reused,
-                failed=tally.failed,
-                reasons=dict(meter.reasons.most_common()),
-                in_flight=getattr(self.teacher, "num_in_flight", tally.open),
-                retries=getattr(self.teacher, "num_retries", 0) - self._num_retries,
-                answers_per_second=rate,
-                tokens_per_second=tokens_per_second,
-                cost=cost,
-                projected_cost=projected,
-                seconds=seconds,
-                seconds_left=left / rate if rate else None,
-                state=getattr(self.teacher, "state", "running"),
-                is_stopping=self._error is not None,
-            )
+        return Asking(
+            requested=self.requested,
+            answered=tally.answered,
+            reused=tally.reused,
+            failed=tally.failed,
+            reasons=dict(meter.reasons.most_common()),
+            in_flight=getattr(self.teacher, "num_in_flight", tally.open),
+            retries=getattr(self.teacher, "num_retries", 0) - self._num_retries,
+            answers_per_second=rate,
+            tokens_per_second=tokens_per_second,
+            cost=cost,
+            projected_cost=projected,
+            seconds=seconds,
+            seconds_left=left / rate if rate else None,
+            state=state,
+            is_stopping=self._error is not None,
         )
 
 

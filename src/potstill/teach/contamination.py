@@ -43,12 +43,19 @@ class NotContaminated:
         test: Records of all test sets.
         typical: Records of the training side; with the test's they say what is a phrase. A
             sample will do.
+        with_reasoning: Whether `metadata["reasoning"]` is learned beside the answer.
     """
 
     def __init__(
-        self, database: sqlite3.Connection, test: Iterable[Record], typical: Iterable[Record]
+        self,
+        database: sqlite3.Connection,
+        test: Iterable[Record],
+        typical: Iterable[Record],
+        *,
+        with_reasoning: bool = False,
     ):
         self._database = database
+        self._with_reasoning = with_reasoning
         database.execute("CREATE TABLE said (row INTEGER, id TEXT, place TEXT, words TEXT)")
         database.execute(
             "CREATE TABLE own (row INTEGER, id TEXT, place TEXT, num INTEGER, words TEXT)"
@@ -66,7 +73,10 @@ class NotContaminated:
         self.num_indexed_rows = self._index()
 
     def __call__(self, record: Record) -> Rejection | None:
-        for place, text in _texts(record):
+        texts = list(_texts(record))
+        if self._with_reasoning:
+            texts.append(("reasoning", str(record.metadata.get("reasoning") or "")))
+        for place, text in texts:
             found = self._first(list(dict.fromkeys(_grams(words(text), self.n))))
             if found:
                 gram, where, test_id = found

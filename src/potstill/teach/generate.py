@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from potstill.config import GenerationConfig
 from potstill.errors import ConfigError
@@ -17,10 +19,13 @@ from potstill.rundir import JsonLines
 from potstill.teach.asker import Asker, Place
 from potstill.teach.ledger import Ledger
 from potstill.teach.progress import Asking
+from potstill.teach.rounds import ask_in_batches
 from potstill.types import Noun, Record
 
 OnProgress = Callable[[int, int, str], None]
 """Called with answers so far, answers wanted, and a few words."""
+
+Which = Literal["pilot", "rest", "all"]
 
 _NUM_COMPARED = 16
 """First records whose requests must be what they were, before others are passed over."""
@@ -70,12 +75,16 @@ async def generate(
     on_progress: OnProgress | None = None,
     on_asking: OnAsking | None = None,
     required_logprobs: int = 0,
+    first_sample: int = 0,
+    earlier: tuple[int, int] = (0, 0),
 ) -> Counts:
     """Puts the teacher's answer to every prompt into the ledger at `out`, where it is not yet.
 
     Running it again after a crash, a kill or Ctrl-C asks only for what is missing. An answer
     belongs to the exact request, so an edited input re-uses what still fits. A prompt that
     failed has an outcome that says why, and is asked again by the next call.
+
+    A teacher with `batches` (`BatchModel`) is asked through these, in rounds, but for the pilot.
 
     In a conversation the teacher sees its own earlier answers, not the given ones. To stop it,
     cancel it, or send SIGTERM: answers on their way are waited for up to 30 seconds.
@@ -92,6 +101,8 @@ async def generate(
         on_asking: Told about ten times a second how far it is.
         required_logprobs: Log-probabilities per token that a later loss needs; raises
             config.logprobs to at least this.
+        first_sample: Number of the first wanted answer to each prompt; no pilot or source above 0.
+        earlier: Requested and failed in earlier calls of the same asking: both count here too.
 
     Raises:
         TeacherRefused: The teacher will never answer: key, URL, model name, quota.
@@ -102,17 +113,48 @@ async def generate(
         RunLocked: If another process has the ledger open.
         PotstillError: If the ledger cannot be written.
     """
+    await _ready(teacher, config)
+    if requested is None:
+        requested = _num_prompts(records, task) * config.num_responses
+    with _ended_softly(), Ledger(out) as ledger:
+        make = functools.partial(
+            Asker, teacher, task, ledger=ledger, requested=requested, earlier=earlier,
+            required_logprobs=required_logprobs, tell=_teller(on_progress, on_asking),
+        )  # fmt: skip
+        return _counts(await _ask(make, records, config, part, source, first_sample))
+
+
+async def _ready(teacher: ChatModel, config: GenerationConfig) -> None:
     if config.max_cost is not None and getattr(teacher, "price", None) is None:
         raise ConfigError("generation.max_cost needs teacher.price: {input: ..., output: ...}")
     if (prepare := getattr(teacher, "prepare", None)) is not None:
         await prepare()  # an endpoint may have to be asked who it is
-    if requested is None:
-        requested = _num_prompts(records, task) * config.num_responses
-    with _ended_softly(), Ledger(out) as ledger:
-        tell = _teller(on_progress, on_asking)
-        asker = Asker(teacher, task, config, ledger, requested, required_logprobs, tell)
-        await _ask_in_order(asker, records, config, part, source)
-        return _counts(asker)
+
+
+async def _ask(
+    make: Callable[[GenerationConfig], Asker],
+    records: Iterable[Record],
+    config: GenerationConfig,
+    part: str,
+    source: str,
+    first_sample: int,
+) -> list[Asker]:
+    """Goes through the input, once or in rounds; the last asker has counted all of it."""
+
+    async def ask(settings: GenerationConfig, which: Which) -> Asker:
+        asker = make(settings)
+        await _ask_in_order(asker, records, config, part, source, first_sample, which)
+        return asker
+
+    asker = make(config)
+    batches = getattr(asker.teacher, "batches", None)
+    if batches is None:
+        return [await ask(config, "all")]
+    assert iter(records) is not records, "an iterator can be read once: batches take rounds"
+    price = getattr(asker.teacher, "price", None)
+    return await ask_in_batches(
+        batches, asker.ledger, part=part, config=config, price=price, ask=ask
+    )
 
 
 def _teller(on_progress: OnProgress | None, on_asking: OnAsking | None) -> OnAsking:
@@ -131,37 +173,55 @@ def _num_prompts(records: Iterable[Record], task: Task) -> int:
 
 
 async def _ask_in_order(
-    asker: Asker, records: Iterable[Record], config: GenerationConfig, part: str, source: str
+    asker: Asker,
+    records: Iterable[Record],
+    config: GenerationConfig,
+    part: str,
+    source: str,
+    first_sample: int,
+    which: Which,
 ) -> None:
-    """The pilot's prompts, then all others as they come, every sample of a record together."""
-    stream, samples = enumerate(records), range(config.num_responses)
+    """The pilot's prompts, then all others as they come, every sample of a record together.
+
+    Args:
+        which: The pilot alone, or all without a pilot, or all.
+    """
+    stream = enumerate(records)
+    samples = range(first_sample, first_sample + config.num_responses)
+    assert not first_sample or not (config.pilot or source), "these look at the first samples"
     first = list(itertools.islice(stream, max(config.pilot, _NUM_COMPARED)))
     asker.begin(part, source, first)
-    pilots, rest = first[: config.pilot], itertools.chain(first[config.pilot :], stream)
+    num_pilots = 0 if which == "rest" else config.pilot
+    pilots, rest = first[:num_pilots], itertools.chain(first[num_pilots:], stream)
     if source:
         assert isinstance(records, JsonLines), "only lines can be passed over"
         left_out = itertools.chain(range(len(pilots)), asker.ledger.passed())
         rest = records.without(left_out)
     await asker.ask_pilot(pilots)
+    if which == "pilot":
+        return
     more = (Place(n, record, sample) for n, record in pilots for sample in samples[1:])
     every = (Place(n, record, sample) for n, record in rest for sample in samples)
     await asker.ask_all(itertools.chain(more, every))
     asker.refuse_too_few()
-    assert asker.tally.taken == asker.requested, (vars(asker.tally), asker.requested)
+    num_accounted = asker.tally.taken + asker.tally.postponed
+    assert num_accounted == asker.requested, (vars(asker.tally), asker.requested)
 
 
-def _counts(asker: Asker) -> Counts:
+def _counts(askers: Sequence[Asker]) -> Counts:
+    """The last one has counted the whole input; what came before that is reused by it."""
+    asker, tallies = askers[-1], [asker.tally for asker in askers]
     tally = asker.tally
     return Counts(
         requested=asker.requested,
         answered=tally.answered,
-        reused=tally.reused,
+        reused=tally.answered - sum(each.answered - each.reused for each in tallies),
         failed=tally.failed,
         cut=tally.cut,
         damaged=asker.ledger.num_damaged,
-        num_prompt_tokens=tally.num_prompt_tokens,
-        num_new_tokens=tally.num_new_tokens,
-        cost=asker.purse.spent_now if asker.purse.price is not None else None,
+        num_prompt_tokens=sum(each.num_prompt_tokens for each in tallies),
+        num_new_tokens=sum(each.num_new_tokens for each in tallies),
+        cost=sum(a.purse.spent_now for a in askers) if asker.purse.price is not None else None,
     )
 
 

@@ -45,6 +45,34 @@ def teacher_prompt(record: Record, config: GenerationConfig) -> Record:
         instruction = _THINK_FIRST
     else:
         instruction = _DENSITY.format(rounds=_NUM_ROUNDS, words=config.max_summary_words)
+    return _told(record, instruction)
+
+
+def lessons(record: Record, config: GenerationConfig) -> tuple[Record, ...]:
+    """The training rows that an accepted record gives: itself; with `reasoning: both` a second.
+
+    The second one is told to think first, as the teacher was, and its answer is the reasoning
+    and then the answer; so the prompt says which of the two is wanted. System prompt and history
+    are the record's own in both. A record without reasoning gives itself only.
+
+    Source:
+        Hsieh et al. (2023), "Distilling step-by-step! Outperforming larger language models with
+        less training data and smaller model sizes", section 3.2; here both tasks weigh the
+        same. arXiv:2305.02301.
+    """
+    reasoning = str(record.metadata.get("reasoning") or "")
+    if config.reasoning != "both" or not reasoning or record.reference is None:
+        return (record,)
+    update = {
+        "id": f"{record.id}#reasoned",
+        "reference": join_reasoning(reasoning, record.reference),
+        # The prompt is a whole one now: nothing is to be put around bare fields again.
+        "metadata": {key: value for key, value in record.metadata.items() if key != "fields"},
+    }
+    return record, _told(record, _THINK_FIRST).model_copy(update=update)
+
+
+def _told(record: Record, instruction: str) -> Record:
     *history, last = record.messages
     asked = Message(role="user", content=f"{last.content}\n\n{instruction}")
     return record.model_copy(update={"messages": (*history, asked)})

@@ -32,7 +32,7 @@ class Purse:
         """
         if self.price is None:
             return 0.0
-        most = self._most(prompt, sampling)
+        most = self.most(prompt, sampling)
         while self.limit is not None:
             spent = self.spent_before + self.spent_now
             if spent + self._reserved + most <= self.limit:
@@ -49,6 +49,19 @@ class Purse:
         self._num_open += 1
         return most
 
+    def set_aside(self, prompt: Record, sampling: Sampling) -> bool:
+        """Whether the request fits under the limit with all that was set aside before it.
+
+        What it costs at most is set aside then, for good.
+        """
+        if self.price is None or self.limit is None:
+            return True
+        most = self.most(prompt, sampling)
+        if self.spent_before + self._reserved + most > self.limit:
+            return False
+        self._reserved += most
+        return True
+
     def settle(self, reserved: float, response: Response | None) -> None:
         """Books what the request really cost; what it may have cost, where that is unknown."""
         if self.price is None:
@@ -59,7 +72,9 @@ class Purse:
             self.spent_now += reserved if response.cost is None else response.cost
         self._settled.set()
 
-    def _most(self, prompt: Record, sampling: Sampling) -> float:
+    def most(self, prompt: Record, sampling: Sampling) -> float:
+        """What the request costs at most."""
+        assert self.price is not None, "without a price nothing is known"
         # A token is at least one byte, so bytes bound the tokens of any tokenizer.
         num_tokens = sum(
             len(message.content.encode("utf-8", "replace")) + _TEMPLATE_TOKENS

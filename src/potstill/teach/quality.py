@@ -65,12 +65,14 @@ class Quality:
         self._labels: Counter[str] = Counter()
         self._num_records = 0
         self._num_real = 0
+        self._num_synthetic = 0
         self._sample: list[tuple[int, str]] = []
 
     def add(self, record: Record) -> None:
         """Counts one accepted record."""
         self._num_records += 1
         self._num_real += "gold" in record.metadata
+        self._num_synthetic += bool(record.metadata.get("synthetic"))
         label = label_of(record, self._task)
         if label is not None:
             self._labels[label] += 1
@@ -89,6 +91,7 @@ class Quality:
         return {
             "num_accepted": self._num_records,
             "num_with_known_answer": self._num_real,
+            **self._origin(),
             **balance(self._labels),
             "num_sampled": len(answers),
             "num_distinct_answers": len(set(answers)),
@@ -96,6 +99,13 @@ class Quality:
             "distinct_1": distinct(spoken, 1),
             "distinct_2": distinct(spoken, 2),
         }
+
+    def _origin(self) -> dict[str, Any]:
+        """How many of the prompts a person wrote; empty where all are real."""
+        if not self._num_synthetic:
+            return {}
+        share = 1 - self._num_synthetic / self._num_records
+        return {"num_synthetic": self._num_synthetic, "share_real": round(share, 4)}
 
 
 def balance(labels: Mapping[str, int]) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""Which engine `teacher.launch` starts, and how: llama-server or vLLM."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from potstill.config import TeacherConfig
+from potstill.errors import ConfigError, MissingExtra
+from potstill.models.catalog import ModelRef
+from potstill.models.engines import GgufModel, has_llama_cpp
+from potstill.models.fingerprint import weights_identity
+from potstill.models.launched import LaunchedModel
+
+_LLAMA_SLOTS, _LLAMA_CONTEXT = 4, 4096
+_VLLM_IN_FLIGHT = 256
+
+
+def open_launched(
+    teacher: TeacherConfig, ref: ModelRef, *, max_in_flight: int | None = None
+) -> LaunchedModel | GgufModel:
+    """The engine that `teacher.launch` names, for weights on this machine.
+
+    A `llama-server` on PATH is preferred to the one that xllamacpp brings along: it is the
+    user's own, and may know the machine's GPU.
+
+    Raises:
+        ConfigError: If the model is none that this engine takes.
+        MissingExtra: If the engine is not installed.
+    """
+    if ref.kind == "endpoint":
+        raise ConfigError(
+            f"teacher.launch starts an engine for weights on this machine, but {ref.name} is an "
+            f"endpoint ({ref.source}), which runs already; leave launch out"
+        )
+    settings = {"name": ref.name, "start_seconds": teacher.launch_seconds}
+    program = _program(teacher.launch or "")
+    if teacher.launch == "vllm":
+        if program is None:
+            raise MissingExtra(
+                "teacher.launch: vllm needs the command vllm on PATH: pip install vllm, in this "
+                "or another environment"
+            )
+        revision = ("--revision", ref.revision) if ref.revision else ()
+        # Samplers of the model's own that a request does not name must not cut its answers.
+        options = ("--generation-config", "vllm", *revision, *teacher.launch_arguments)
+        return LaunchedModel(
+            "vllm",
+            (program, "serve", ref.source, *options),
+            "--served-model-name",
+            identity=_identity("vllm", ref, teacher.launch_arguments),
+            max_in_flight=max_in_flight or _VLLM_IN_FLIGHT,
+            **settings,
+        )
+    if ref.kind != "gguf":
+        raise ConfigError(
+            f"teacher.launch: llama-server reads GGUF files, and {ref.source} is none; give a "
+            f".gguf file as teacher.model, or use launch: vllm"
+        )
+    if program is not None:
+        return LaunchedModel(
+            "llama-server",
+            (program, *_llama_options(ref), *teacher.launch_arguments),
+            "--alias",
+            identity=_identity("", ref, teacher.launch_arguments),
+            max_in_flight=max_in_flight or 2 * _LLAMA_SLOTS,
+            **settings,
+        )
+    if teacher.launch_arguments and has_llama_cpp():
+        raise ConfigError(
+            "teacher.launch_arguments are for a llama-server on PATH, and there is none; the one "
+            "that xllamacpp brings along takes no arguments"
+        )
+    return GgufModel(
+        ref.source, slots=_LLAMA_SLOTS, context=_LLAMA_CONTEXT, **settings
+    )  # it says itself what to install where there is no llama.cpp at all
+
+
+def _llama_options(ref: ModelRef) -> tuple[str, ...]:
+    return (
+        *("--model", ref.source, "--jinja", "--parallel", str(_LLAMA_SLOTS)),
+        *("--ctx-size", str(_LLAMA_SLOTS * _LLAMA_CONTEXT)),
+        # Samplers that a request does not name must not cut the distribution behind its back.
+        *("--top-k", "0", "--min-p", "0", "--top-p", "1"),
+    )
+
+
+def _identity(engine: str, ref: ModelRef, arguments: tuple[str, ...]) -> str:
+    path = Path(ref.source)
+    weights = weights_identity(path) if path.exists() else f"{ref.source}@{ref.revision or ''}"
+    # Arguments may quantise the weights: other answers.
+    return " ".join(part for part in (engine, weights, *arguments) if part)
+
+
+def _program(name: str) -> str | None:
+    """The command on PATH, or beside the Python that runs this: an environment not activated."""
+    beside = Path(sys.executable).parent
+    return shutil.which(name) or shutil.which(name, path=str(beside))

@@ -1,0 +1,250 @@
+"""What asking the teacher will take, before it is asked: requests, tokens, money and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from potstill.config import PriceConfig
+from potstill.models.catalog import ModelRef
+from potstill.pipeline.context import Context
+from potstill.pipeline.data import load, split
+from potstill.pipeline.preflight import teacher_ref
+from potstill.rundir import JsonLines, LedgerDir, RunDir
+from potstill.teach.outcomes import response_of
+from potstill.teach.prompts import teacher_prompt
+from potstill.types import Message, Noun, Record
+
+MOST_ROWS = 200
+"""Records that are looked at; the others are taken to be like them."""
+
+_MOST_ANSWERS = 1000
+_FEWEST_ANSWERS = 10
+
+
+class Range(Noun):
+    """What something may come to."""
+
+    low: float
+    likely: float | None = None
+    """None where nothing is known that would say it."""
+
+    most: float
+
+
+class Forecast(Noun):
+    """What the teacher's answers will take, those that are there already not subtracted."""
+
+    num_records: int
+    num_looked_at: int
+    num_requests: int
+    """Records times turns times samples; scaled up where not all records were looked at."""
+
+    prompt_tokens: Range
+    answer_tokens: Range
+    cost: Range | None = None
+    """In the currency of the price; None where no price is known, or nobody charges one."""
+
+    seconds: Range | None = None
+    """What the rate limits of the config alone take; None without them."""
+
+    notes: tuple[str, ...] = ()
+    """How it was reckoned, and what could not be known."""
+
+
+class _Size(NamedTuple):
+    """Tokens of a text."""
+
+    low: float
+    likely: float
+    most: float
+
+
+def estimate(ctx: Context) -> Forecast:
+    """Reads and splits the data in a folder that is gone afterwards; asks nobody.
+
+    Raises:
+        ConfigError, DataError: As loading and splitting do.
+    """
+    with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
+        run = RunDir(folder)
+        reading = dataclasses.replace(ctx, run=run, on_event=None)
+        load(reading)
+        split(reading)
+        parts = [JsonLines(path, Record) for path in (run.train, run.validation)]
+        num_records = sum(part.num_lines() for part in parts)
+        every = math.ceil(num_records / MOST_ROWS)
+        sample = list(itertools.islice(itertools.chain(*parts), 0, None, every))
+    return _forecast(ctx, num_records, sample)
+
+
+def _forecast(ctx: Context, num_records: int, sample: Sequence[Record]) -> Forecast:
+    config, notes = ctx.config, []
+    generation, ref = config.generation, teacher_ref(ctx)
+    if config.data.logged_answers == "reuse":
+        nothing = Range(low=0, likely=0, most=0)
+        return Forecast(
+            num_records=num_records,
+            num_looked_at=0,
+            num_requests=0,
+            prompt_tokens=nothing,
+            answer_tokens=nothing,
+            notes=("data.logged_answers: reuse asks no teacher",),
+        )
+    size = _sizer(ref, notes)
+    prompts = [
+        (place, size(teacher_prompt(turn, generation).messages))
+        for record in sample
+        for place, turn in enumerate(ctx.task.turns(record))
+    ]
+    scale = num_records / len(sample) * generation.num_responses
+    if len(sample) < num_records:
+        notes.append(f"{len(sample):,} of {num_records:,} records were looked at")
+    if any(place for place, _ in prompts):
+        notes.append("later turns are reckoned with the given answers; the teacher sees its own")
+    # The teacher's own earlier answers may each be as long as an answer may be.
+    most = sum(found.most + place * generation.max_new_tokens for place, found in prompts)
+    asked = Range(
+        low=scale * sum(found.low for _, found in prompts),
+        likely=scale * sum(found.likely for _, found in prompts),
+        most=scale * most,
+    )
+    num_requests = scale * len(prompts)
+    low, likely = _answer_tokens(ctx, sample, size, notes)
+    limit = generation.max_new_tokens
+    answers = Range(
+        low=num_requests * min(low, limit),
+        likely=None if likely is None else num_requests * min(likely, limit),
+        most=num_requests * limit,
+    )
+    return Forecast(
+        num_records=num_records,
+        num_looked_at=len(sample),
+        num_requests=round(num_requests),
+        prompt_tokens=asked,
+        answer_tokens=answers,
+        cost=_cost(config.teacher.price or ref.price, ref, asked, answers, notes),
+        seconds=_seconds(ctx, num_requests, asked, answers, notes),
+        notes=tuple(notes),
+    )
+
+
+def _sizer(ref: ModelRef, notes: list[str]) -> Callable[[Sequence[Message]], _Size]:
+    """Counts the tokens of messages: with the teacher's tokenizer where it is here."""
+    folder = Path(ref.source)
+    if ref.kind == "huggingface" and (folder / "tokenizer_config.json").exists():
+        from potstill.data.render import render_prompt
+        from potstill.models.weights import load_tokenizer
+
+        tokenizer = load_tokenizer(ref)
+        notes.append("prompts are counted with the teacher's own tokenizer")
+
+        def count(messages: Sequence[Message]) -> _Size:
+            return _Size(*[float(len(render_prompt(tokenizer, messages)))] * 3)
+
+        return count
+    notes.append(
+        "the teacher's tokenizer is not here: a token is reckoned as 6, 4 and 1 bytes; more than "
+        "one a byte no tokenizer makes"
+    )
+
+    def reckon(messages: Sequence[Message]) -> _Size:
+        num_bytes = sum(len(m.content.encode("utf-8", "replace")) for m in messages)
+        return _Size(
+            num_bytes / 6, num_bytes / 4 + 4 * len(messages), num_bytes + 16 * len(messages)
+        )
+
+    return reckon
+
+
+def _answer_tokens(
+    ctx: Context,
+    sample: Sequence[Record],
+    size: Callable[[Sequence[Message]], _Size],
+    notes: list[str],
+) -> tuple[float, float | None]:
+    """Tokens of one answer, low and likely: from answers that came, else from known ones."""
+    came = _lengths_in_ledger(ctx.run)
+    if len(came) >= _FEWEST_ANSWERS:
+        mean = sum(came) / len(came)
+        spread = math.sqrt(sum((n - mean) ** 2 for n in came) / (len(came) - 1) / len(came))
+        notes.append(
+            f"answers are reckoned as long as {len(came):,} that are in {ctx.run.responses}; what "
+            f"is there already is asked again only where it no longer fits, and is not subtracted"
+        )
+        return max(1.0, mean - 2 * spread), mean
+    known = [turn.reference for r in sample for turn in ctx.task.turns(r) if turn.reference]
+    if known and ctx.config.generation.prompting == "plain":
+        notes.append("answers are reckoned as long as the known ones; the teacher may say more")
+        sizes = [size((Message(role="user", content=text),)).likely for text in known]
+        return 1.0, sum(sizes) / len(sizes)
+    notes.append(
+        "how long answers will be is not known, so nothing is called likely; the answers of a "
+        "pilot tell (potstill teach, and stop it after some answers)"
+    )
+    return 1.0, None
+
+
+def _lengths_in_ledger(run: RunDir) -> list[int]:
+    """Tokens of the first answers that a run keeps; reads beside a run that goes on."""
+    folder, found = LedgerDir(run.responses), []
+    for number in folder.segments():
+        with folder.segment(number).open("rb") as lines:
+            for line in lines:
+                try:
+                    response = response_of(line)
+                except ValueError:
+                    continue  # damaged, or being written: the ledger deals with it
+                if response.finish_reason != "error" and response.num_new_tokens:
+                    found.append(response.num_new_tokens)
+                if len(found) >= _MOST_ANSWERS:
+                    return found
+    return found
+
+
+def _cost(
+    price: PriceConfig | None, ref: ModelRef, asked: Range, answers: Range, notes: list[str]
+) -> Range | None:
+    if price is None:
+        why = "the teacher's price is not known; set teacher.price to see the cost"
+        notes.append(why if ref.kind == "endpoint" else "a teacher on this machine has no price")
+        return None
+
+    def money(num_prompt: float, num_answer: float) -> float:
+        return (num_prompt * price.input + num_answer * price.output) / 1e6
+
+    is_known = asked.likely is not None and answers.likely is not None
+    notes.append("retries, an evaluation of the teacher and tokens of hidden thoughts cost extra")
+    return Range(
+        low=money(asked.low, answers.low),
+        likely=money(asked.likely, answers.likely) if is_known else None,
+        most=money(asked.most, answers.most),
+    )
+
+
+def _seconds(
+    ctx: Context, num_requests: float, asked: Range, answers: Range, notes: list[str]
+) -> Range | None:
+    teacher = ctx.config.teacher
+    if not (teacher.requests_per_minute or teacher.tokens_per_minute):
+        notes.append("how fast the teacher answers is not known")
+        return None
+
+    def minutes(num_tokens: float) -> float:
+        by_requests = num_requests / (teacher.requests_per_minute or math.inf)
+        return max(by_requests, num_tokens / (teacher.tokens_per_minute or math.inf))
+
+    notes.append("the time is what the rate limits alone take")
+    likely = None
+    if asked.likely is not None and answers.likely is not None:
+        likely = 60 * minutes(asked.likely + answers.likely)
+    return Range(
+        low=60 * minutes(asked.low + answers.low),
+        likely=likely,
+        most=60 * minutes(asked.most + answers.most),
+    )
