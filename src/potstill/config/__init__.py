@@ -16,6 +16,7 @@ from potstill.config.file import (
     load_config,
     parse_config,
 )
+from potstill.config.generation import GenerationConfig
 from potstill.config.models import (
     Api,
     LogprobsMode,
@@ -28,15 +29,11 @@ from potstill.config.models import (
 from potstill.config.sections import (
     NAME_PATTERN,
     TASKS,
-    AdapterConfig,
     DataConfig,
     DistillConfig,
     EvaluateConfig,
-    GenerationConfig,
-    LossConfig,
-    TargetsConfig,
-    TrainConfig,
 )
+from potstill.config.training import AdapterConfig, LossConfig, TargetsConfig, TrainConfig
 
 __all__ = [
     "NAME_PATTERN",

@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from potstill.config.models import Section
 
 if TYPE_CHECKING:
-    from potstill.config.sections import DataConfig, GenerationConfig
+    from potstill.config.generation import GenerationConfig
+    from potstill.config.sections import DataConfig
 
 PersonalKind = Literal[
     "email",

@@ -15,10 +15,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from potstill.config.asked import DataGenerationConfig, RowsConfig, asked_problems
+from potstill.config.asked import DataGenerationConfig, asked_problems
 from potstill.config.checks import CheckLimits
 from potstill.config.data import FeedbackConfig, Privacy, PrivacyConfig, Where, contradictions
+from potstill.config.generation import GenerationConfig
 from potstill.config.models import Section, Student, Teacher
+from potstill.config.training import LossConfig, TrainConfig
 
 TaskName = Literal[
     "nli", "conversation", "qa", "math", "summarization", "classification", "translation"
@@ -94,181 +96,6 @@ class DataConfig(Section):
             if isinstance(value, float) and not 0 <= value < 1:
                 raise ValueError(f"{name} must be a share in [0, 1) or a file, got {value}")
         return self
-
-
-class GenerationConfig(RowsConfig):
-    temperature: float = Field(0.7, ge=0, le=2)
-    """Temperature the teacher samples at. 0 is greedy."""
-
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling: the share of probability that is drawn from."""
-
-    max_new_tokens: int = Field(512, ge=1)
-    """Longest answer, in teacher tokens. Longer ones are cut and then rejected."""
-
-    num_responses: int = Field(1, ge=1, le=64)
-    """Answers per prompt. Above 1 needs temperature > 0."""
-
-    choose: Literal["all", "vote", "best"] = "all"
-    """Which of several answers to a prompt the student learns: all that pass the checks, one of
-    those that most agree on (labels, options, numbers, short answers), or the best by `best_by`."""
-
-    best_by: str | None = None
-    """For `choose: best`: the function that scores an answer, `module:attribute` (record and
-    response to a number, higher is better)."""
-
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    """Endpoints only: lowers tokens by how often they stand in the answer already."""
-
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    """Endpoints only: lowers tokens that stand in the answer already."""
-
-    stop: tuple[str, ...] = ()
-    """Texts that end an answer."""
-
-    prompting: Literal["plain", "chain_of_thought", "chain_of_density"] = "plain"
-    """What the teacher is asked for: the answer, reasoning before the answer (not for
-    summarization), or a summary made denser in four rounds (only for summarization)."""
-
-    reasoning: Literal["answer", "reasoning", "both"] = "answer"
-    """What the student learns when the teacher reasons: the bare answer, the reasoning and the
-    answer, or `both`, a row of each, the reasoned one when it is told to think."""
-
-    max_summary_words: int = Field(80, ge=5)
-    """Longest summary that chain of density asks for, in words."""
-
-    logprobs: int = Field(0, ge=0, le=100)
-    """Log-probabilities per answer token that an endpoint is asked for."""
-
-    max_in_flight: int | Literal["auto"] = "auto"
-    """Most requests open at once; `auto` is 256 for an endpoint and four batches for local
-    weights. An endpoint gets 20 at first, and more while it keeps up."""
-
-    batch_size: int = Field(32, ge=1)
-    """Prompts that local weights answer together."""
-
-    min_success_ratio: float = Field(0.95, ge=0, le=1)
-    """Share of all requested answers that must arrive; below it the run stops, with all kept."""
-
-    max_failures: int | None = Field(None, ge=0)
-    """Most answers that may fail to come; with one more the run stops, with all kept. No limit of
-    its own by default."""
-
-    max_cost: float | None = Field(None, gt=0)
-    """Stop before the teacher's bill exceeds this; needs `teacher.price`."""
-
-    pilot: int = Field(16, ge=0)
-    """Prompts asked first: more than one that fails, is empty or is cut stops the run."""
-
-    seed: int = 0
-    """Start of the teacher's random numbers."""
-
-
-class TargetsConfig(Section):
-    kind: Literal["topk"] = "topk"
-    """What is kept of the teacher's probabilities: the k largest and the mass of the rest."""
-
-    k: int = Field(64, ge=1, le=4096)
-    """How many probabilities are kept at each position."""
-
-
-class LossConfig(Section):
-    kind: Literal["sft", "forward_kl"] = "sft"
-    """`sft` learns the teacher's text; `forward_kl` learns its probabilities as well."""
-
-    temperature: float = Field(1.0, gt=0)
-    """Softens teacher and student in the loss. Not used by `sft`."""
-
-    sft_weight: float = Field(0.5, ge=0, le=1)
-    """Share of the plain next-token loss mixed into a loss on probabilities."""
-
-    targets: TargetsConfig = TargetsConfig()
-    """How the teacher's probabilities are kept on disk."""
-
-
-class AdapterConfig(Section):
-    kind: Literal["lora"] = "lora"
-    """Kind of adapter: LoRA, low-rank updates beside frozen weights."""
-
-    r: int = Field(16, ge=1)
-    """Rank of the updates."""
-
-    alpha: float = Field(32.0, gt=0)
-    """Scale of the updates: they are multiplied by alpha / r."""
-
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout in front of the updates."""
-
-
-def _as_adapter(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-Adapter = Annotated[
-    AdapterConfig | None,
-    BeforeValidator(_as_adapter, json_schema_input_type=Literal["lora"] | AdapterConfig | None),
-]
-
-
-class TrainConfig(Section):
-    learning_rate: float = Field(2.0e-5, gt=0, lt=1)
-    """Peak learning rate of AdamW."""
-
-    num_epochs: float = Field(3, gt=0)
-    """Passes over the accepted records. Fractions are allowed."""
-
-    max_steps: int | None = Field(None, ge=1)
-    """Optimizer steps, instead of what num_epochs gives."""
-
-    batch_size: int = Field(16, ge=1)
-    """Records per optimizer step, over all devices."""
-
-    micro_batch_size: int | None = Field(None, ge=1)
-    """Records computed at once; the rest of a step is accumulated. All of them by default."""
-
-    max_tokens: int = Field(2048, ge=8)
-    """Longest training record, prompt and answer. Longer ones are rejected, not cut."""
-
-    adapter: Adapter = None
-    """Train a LoRA adapter instead of all weights: `lora`, or a mapping."""
-
-    freeze_embeddings: bool = False
-    """Keep the word vectors (and a head tied to them) as they are; saves time on small data."""
-
-    freeze_layers: int = Field(0, ge=0)
-    """Keep the lowest so many layers as they are; saves time and memory. Not with an adapter."""
-
-    precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
-    """Number format: fp32, weights in bf16, or fp32 weights with bf16 arithmetic.
-    `auto` takes autocast where the device computes in bf16. The trained weights are stored
-    in the format of the arithmetic."""
-
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
-
-    warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW's weight decay, on matrices only."""
-
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients longer than this are scaled down to it."""
-
-    eval_steps: int | None = Field(None, ge=1)
-    """Steps between two looks at the validation loss; a tenth of the run by default."""
-
-    early_stopping: bool = True
-    """Stop when the validation loss has not fallen for `patience` looks."""
-
-    patience: int = Field(3, ge=1)
-    """Looks at the validation loss without a new best before training stops."""
-
-    gradient_checkpointing: bool = False
-    """Compute activations twice to keep fewer in memory."""
-
-    seed: int = 0
-    """Order of the records and initial adapter weights."""
 
 
 class EvaluateConfig(Section):

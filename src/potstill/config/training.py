@@ -1,0 +1,116 @@
+"""Config sections of stage 2: the loss and the training loop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from potstill.config.models import Section
+
+
+class TargetsConfig(Section):
+    kind: Literal["topk"] = "topk"
+    """What is kept of the teacher's probabilities: the k largest and the mass of the rest."""
+
+    k: int = Field(64, ge=1, le=4096)
+    """How many probabilities are kept at each position."""
+
+
+class LossConfig(Section):
+    kind: Literal["sft", "forward_kl"] = "sft"
+    """`sft` learns the teacher's text; `forward_kl` learns its probabilities as well."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Softens teacher and student in the loss. Not used by `sft`."""
+
+    sft_weight: float = Field(0.5, ge=0, le=1)
+    """Share of the plain next-token loss mixed into a loss on probabilities."""
+
+    targets: TargetsConfig = TargetsConfig()
+    """How the teacher's probabilities are kept on disk."""
+
+
+class AdapterConfig(Section):
+    kind: Literal["lora"] = "lora"
+    """Kind of adapter: LoRA, low-rank updates beside frozen weights."""
+
+    r: int = Field(16, ge=1)
+    """Rank of the updates."""
+
+    alpha: float = Field(32.0, gt=0)
+    """Scale of the updates: they are multiplied by alpha / r."""
+
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in front of the updates."""
+
+
+def _as_adapter(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Adapter = Annotated[
+    AdapterConfig | None,
+    BeforeValidator(_as_adapter, json_schema_input_type=Literal["lora"] | AdapterConfig | None),
+]
+
+
+class TrainConfig(Section):
+    learning_rate: float = Field(2.0e-5, gt=0, lt=1)
+    """Peak learning rate of AdamW."""
+
+    num_epochs: float = Field(3, gt=0)
+    """Passes over the accepted records. Fractions are allowed."""
+
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps, instead of what num_epochs gives."""
+
+    batch_size: int = Field(16, ge=1)
+    """Records per optimizer step, over all devices."""
+
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Records computed at once; the rest of a step is accumulated. All of them by default."""
+
+    max_tokens: int = Field(2048, ge=8)
+    """Longest training record, prompt and answer. Longer ones are rejected, not cut."""
+
+    adapter: Adapter = None
+    """Train a LoRA adapter instead of all weights: `lora`, or a mapping."""
+
+    freeze_embeddings: bool = False
+    """Keep the word vectors (and a head tied to them) as they are; saves time on small data."""
+
+    freeze_layers: int = Field(0, ge=0)
+    """Keep the lowest so many layers as they are; saves time and memory. Not with an adapter."""
+
+    precision: Literal["auto", "fp32", "bf16", "autocast"] = "auto"
+    """Number format: fp32, weights in bf16, or fp32 weights with bf16 arithmetic.
+    `auto` takes autocast where the device computes in bf16. The trained weights are stored
+    in the format of the arithmetic."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's weight decay, on matrices only."""
+
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+
+    eval_steps: int | None = Field(None, ge=1)
+    """Steps between two looks at the validation loss; a tenth of the run by default."""
+
+    early_stopping: bool = True
+    """Stop when the validation loss has not fallen for `patience` looks."""
+
+    patience: int = Field(3, ge=1)
+    """Looks at the validation loss without a new best before training stops."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations twice to keep fewer in memory."""
+
+    seed: int = 0
+    """Order of the records and initial adapter weights."""
