@@ -78,6 +78,72 @@ class FakeEndpoint:
         return web.json_response({"object": "list", "data": [{"id": i} for i in self.models]})
 
 
+class TellingEndpoint(FakeEndpoint):
+    """Says `say(last user turn)` and tells the probabilities of its tokens, as servers do.
+
+    Args:
+        model, tokenizer: Whose probabilities; the whole model reads prompt and answer once.
+        form: How tokens are called: `bytes` (OpenAI: no end token), `token_id` (vLLM) or `id`
+            (llama.cpp), both with the end token.
+        most: Largest `top_logprobs` that is not refused.
+        spell: The tokens of an answer; the tokenizer's by default.
+    """
+
+    def __init__(self, model, tokenizer, say, *, form="bytes", most=20, spell=None):
+        super().__init__(answer=self._said)
+        self.model, self.tokenizer, self.say, self.form, self.most = (
+            model, tokenizer, say, form, most,
+        )  # fmt: skip
+        self.spell = spell or (lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def refuses(self, request: web.Request, body: dict[str, Any]) -> tuple[int, Any] | None:
+        if body.get("top_logprobs", 0) <= self.most:
+            return None
+        message = f"Requested sample logprobs of {body['top_logprobs']}, max is {self.most}"
+        return 400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}
+
+    def _said(self, body: dict[str, Any]) -> dict[str, Any]:
+        import torch
+
+        text = self.say(body["messages"][-1]["content"])
+        prompt = self.tokenizer.apply_chat_template(
+            body["messages"], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        answer = [*self.spell(text), self.tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = self.model(torch.tensor([[*prompt, *answer]])).logits[0]
+        num_told = len(answer) - (self.form == "bytes")
+        content = []
+        for place in range(num_told):
+            logprobs = logits[len(prompt) + place - 1].log_softmax(-1)
+            top = logprobs.topk(body.get("top_logprobs", 0))
+            entries = [
+                self._entry(id_, value)
+                for id_, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            ]
+            told = self._entry(answer[place], logprobs[answer[place]].item())
+            content.append({**told, "top_logprobs": entries})
+        return completion(text, logprobs={"content": content})
+
+    def _entry(self, id_: int, logprob: float) -> dict[str, Any]:
+        letters = {letter: byte for byte, letter in _byte_letters().items()}
+        piece = self.tokenizer.convert_ids_to_tokens(id_)
+        is_bytes = all(letter in letters for letter in piece)
+        spelled = bytes(letters[letter] for letter in piece) if is_bytes else piece.encode()
+        if self.form == "token_id":
+            name = f"token_id:{id_}"
+            return {"token": name, "bytes": list(name.encode()), "logprob": logprob}
+        entry = {"token": spelled.decode("utf-8", "replace"), "bytes": list(spelled)}
+        return {**entry, "logprob": logprob, **({"id": id_} if self.form == "id" else {})}
+
+
+def _byte_letters() -> dict[int, str]:
+    """How byte-level vocabularies write bytes, in transformers' own words."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return bytes_to_unicode()
+
+
 class FakeAzure(FakeEndpoint):
     """Azure OpenAI with one deployment called `fake`, at both kinds of addresses."""
 

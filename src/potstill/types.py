@@ -67,7 +67,8 @@ class Sampling(Noun):
 
 
 class Logprobs(Noun):
-    """The most probable tokens at each position of an answer, as an endpoint told them.
+    """The most probable tokens at each position of an answer: told by an endpoint, or kept by
+    weights of this machine while they answered.
 
     Arrays are little-endian bytes (base64 in JSON), N positions of K tokens, most probable
     first; `models.logprobs` reads and writes them.
@@ -80,7 +81,8 @@ class Logprobs(Noun):
     """int32 [N]: the tokens of the answer."""
 
     ids: bytes
-    """int32 [N, K]: token ids; -1 where fewer than K were told."""
+    """Token ids [N, K]: uint16 where all are below 65,535, else int32; the largest uint16 or -1
+    where fewer than K were told."""
 
     values: bytes
     """float16 [N, K]: log-probabilities in nats; minus infinity where fewer than K were told."""
@@ -93,6 +95,20 @@ class Logprobs(Noun):
 
     mode: Literal["raw", "processed"] | None = None
     """Before temperature and penalties, or after; None where nobody said."""
+
+    temperature: float = 1.0
+    """What the raw logits were divided by: `loss.temperature` where weights of this machine kept
+    them; endpoints tell them at 1."""
+
+    vocab_fingerprint: str | None = None
+    """The tokenizer that the ids belong to; None where nobody said, or they count `tokens`."""
+
+    has_end: bool | None = None
+    """Whether the last position is the end token; None where nobody said."""
+
+    mass_dropped: float = 0.0
+    """Probability of the head's rows beyond the tokenizer, summed over the positions. The values
+    are those of the tokenizer's own tokens alone."""
 
 
 class Response(Noun):

@@ -134,10 +134,10 @@ def test_a_mistake_in_the_config_is_explained(override, expected, place, capsys)
     assert not (place / "runs" / "bad" / "model").exists()
 
 
-def test_probabilities_of_an_endpoint_are_refused_before_it_is_called(place, capsys):
+def test_probabilities_that_cannot_fit_are_refused_before_an_endpoint_is_called(place, capsys):
     code = run("run", "distill.yaml", "teacher=http://127.0.0.1:9/v1", "loss.kind=forward_kl")
     assert code == 2
-    assert "only returns text" in capsys.readouterr().err
+    assert "logprobs_mode says nothing" in capsys.readouterr().err
 
 
 def test_an_absent_key_is_found_before_anything_is_asked(place, capsys, monkeypatch):

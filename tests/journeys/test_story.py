@@ -77,6 +77,41 @@ def test_every_row_is_in_the_report_and_a_second_run_does_nothing(place):
     assert again == report
 
 
+def test_probabilities_kept_while_answering_are_those_that_scoring_finds(place):
+    import numpy as np
+
+    from potstill.data.render import render, template_fingerprint, vocab_fingerprint
+    from potstill.models.local import LocalModel
+    from potstill.models.weights import load_tokenizer
+    from potstill.rundir import read_jsonl
+    from potstill.targets.store import TargetStore, content_key
+    from potstill.tasks import get_task
+    from potstill.teach.score import score
+    from potstill.types import Record
+
+    _, run, _ = told(place)
+    facts = run.facts("score")
+    assert facts["num_kept"] > 0.8 * facts["num_rows"], facts["text"]
+    assert facts["num_kept"] + facts["num_missing"] == facts["num_rows"]
+    config = load_config(place / "distill.yaml")
+    teacher = LocalModel(config.teacher.place)
+    tokenizer = load_tokenizer(config.teacher.place)
+    turns = [get_task("qa").turns(r)[0] for r in read_jsonl(run.accepted, Record)]
+    rows = [render(tokenizer, turn.messages, turn.reference) for turn in turns]
+    prints = {
+        "vocab_fingerprint": vocab_fingerprint(tokenizer),
+        "template_fingerprint": template_fingerprint(tokenizer),
+        "temperature": 2.0,
+    }
+    score(teacher, rows, place / "scored", k=8, temperature=2.0,
+          student_vocab_fingerprint=prints["vocab_fingerprint"])  # fmt: skip
+    ours, theirs = (TargetStore(path, **prints) for path in (run.targets, place / "scored"))
+    for row in rows:
+        key = content_key(row.ids, row.loss_mask)
+        (_, kept), (_, scored) = ours.lookup(key), theirs.lookup(key)
+        np.testing.assert_allclose(np.exp(kept), np.exp(scored), atol=0.02)  # may be bfloat16
+
+
 def test_a_change_repeats_only_what_depends_on_it(place):
     told(place)
     _, _, kinds = told(place, ["evaluate.margin=0.05"])

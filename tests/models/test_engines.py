@@ -92,6 +92,45 @@ def test_log_probabilities_of_a_real_server_have_the_models_ids_and_no_temperatu
 
 
 @pytest.mark.slow
+def test_what_a_real_server_tells_are_the_targets_of_the_row_that_its_answer_becomes(gguf):
+    from pathlib import Path
+
+    from transformers import AutoTokenizer
+
+    from potstill.data.render import render, template_fingerprint, vocab_fingerprint
+    from potstill.targets.codec import decode
+    from potstill.teach.kept import Fitted, Lesson, Source, fitted
+    from potstill.teach.score import target_settings
+
+    sampling = Sampling(max_new_tokens=150, top_logprobs=5)
+    record = Record(id="a", messages=(Message(role="user", content="Say hello, nothing else."),))
+
+    async def main():
+        model = GgufModel(gguf, threads=1)
+        try:
+            return await model.respond(record, sampling)
+        finally:
+            await model.close()
+
+    response = asyncio.run(main())
+    assert response.finish_reason == "stop"
+    path = Path(gguf)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    settings = target_settings(
+        len(tokenizer), k=5, temperature=1.0, vocab_fingerprint=vocab_fingerprint(tokenizer),
+        template_fingerprint=template_fingerprint(tokenizer),
+    )  # fmt: skip
+    row = render(tokenizer, record.messages, response.text.strip())
+    lesson = Lesson(row, response.text.strip(), response, is_as_asked=True)
+    found = fitted(lesson, settings, source=Source(None, is_plain=False), words=dict)
+    assert isinstance(found, Fitted), (found, response.text)
+    ids, logprobs = decode(found.encoded)
+    learned = [id_ for id_, is_learned in zip(*row, strict=True) if is_learned]
+    assert ids[:, 0].tolist() == learned  # greedy
+    assert np.exp(logprobs).sum(-1) + found.encoded.tail_N == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_a_real_server_answers_the_same_through_openais_api_and_anthropics(gguf):
     turns = (Message(role="system", content="Be brief."), *ASK.messages)
     record = Record(id="a", messages=turns)

@@ -85,6 +85,18 @@ def test_an_engine_answers_once_it_is_healthy_and_nothing_of_it_is_left(
     assert KEY not in str(start) and start["env"]["VLLM_NO_USAGE_STATS"] == "1"
 
 
+@pytest.mark.parametrize(("wanted", "given"), [(0, None), (20, None), (64, "64")])
+def test_vllm_is_started_to_tell_as_much_as_it_will_be_asked_for(engine, folder, wanted, given):
+    engine()
+    model, plain = (open_chat_model(teacher(folder), top_logprobs=n) for n in (wanted, 0))
+    command = model._command
+    is_given = "--max-logprobs" in command
+    assert (command[command.index("--max-logprobs") + 1] if is_given else None) == given
+    assert model.identity == plain.identity
+    asyncio.run(model.close())
+    asyncio.run(plain.close())
+
+
 def test_a_llama_server_on_path_takes_a_gguf_file_and_is_waited_for_while_it_reads(
     engine, tmp_path
 ):

@@ -1,12 +1,13 @@
 """An answer's log-probabilities lose nothing that counts on their way into few bytes."""
 
+import base64
 import json
 
 import numpy as np
 import pytest
 
 from potstill.models.chat_format import NotAnAnswer, read_answer
-from potstill.models.logprobs import logprob_arrays, read_logprobs
+from potstill.models.logprobs import logprob_arrays, num_told, read_logprobs
 from potstill.types import Response
 
 RNG = np.random.default_rng(0)
@@ -80,7 +81,7 @@ def test_300_positions_of_20_tokens_are_a_tenth_of_their_json():
     tree = told(300, 20, name=by_id)
     logprobs = read_logprobs(tree, 20)
     parts = (logprobs.sampled, logprobs.ids, logprobs.values, logprobs.tail)
-    assert sum(map(len, parts)) == 300 * (6 * 20 + 8)
+    assert sum(map(len, parts)) == 300 * (4 * 20 + 8)
     line = Response(record_id="r", text="x", finish_reason="stop", logprobs=logprobs)
     assert len(line.model_dump_json()) < 0.15 * len(json.dumps(tree))
 
@@ -115,3 +116,29 @@ def test_another_form_is_no_answer(entry):
 @pytest.mark.parametrize("tree", [None, {}, {"content": None}, {"content": []}, "odd"])
 def test_nothing_told_is_none(tree):
     assert read_logprobs(tree, 3) is None
+
+
+@pytest.mark.parametrize("largest", [0xFFFE, 0xFFFF, 2**20])
+def test_an_id_of_any_size_comes_back_and_what_was_not_told_stays_so(largest):
+    entries = [{**by_id(i), "logprob": -0.5 - i} for i in (0, largest)]
+    tree = {"content": [{**entries[0], "top_logprobs": e} for e in (entries, entries[:1])]}
+    logprobs = read_logprobs(tree, 2)
+    assert logprob_arrays(logprobs).ids_NK.tolist() == [[0, largest], [0, -1]]
+    assert len(logprobs.ids) == (8 if largest < 0xFFFF else 16)
+    assert (num_told(logprobs), num_told(None)) == (2, 0)
+
+
+def test_a_ledger_from_before_ids_were_short_is_still_read():
+    def packed(numbers, kind):
+        return base64.b64encode(np.array(numbers, kind).tobytes()).decode()
+
+    line = {
+        "record_id": "r", "text": "x", "finish_reason": "stop",
+        "logprobs": {
+            "k": 2, "sampled": packed([7], "<i4"), "ids": packed([7, -1], "<i4"),
+            "values": packed([-0.5, -np.inf], "<f2"), "tail": packed([0.25], "<f4"), "mode": "raw",
+        },
+    }  # fmt: skip
+    logprobs = Response.model_validate_json(json.dumps(line)).logprobs
+    assert logprob_arrays(logprobs).ids_NK.tolist() == [[7, -1]]
+    assert (logprobs.temperature, logprobs.vocab_fingerprint, logprobs.has_end) == (1, None, None)

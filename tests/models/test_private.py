@@ -16,7 +16,7 @@ from potstill.models.private import PrivateModel, guarded
 from potstill.tasks import get_task
 from potstill.teach.generate import generate
 from potstill.teach.ledger import Ledger
-from potstill.types import Message, Record, Response, Sampling
+from potstill.types import Logprobs, Message, Record, Response, Sampling
 
 NAME, MAIL = "Ottilie Canary", "ottilie.canary@firma.example"
 GREEDY = Sampling()
@@ -118,6 +118,17 @@ def test_log_probabilities_of_another_text_are_refused():
     assert ask(model, record("hello"), sampling=Sampling(top_logprobs=5))
     with pytest.raises(ConfigError, match=r"generation\.logprobs .* data\.privacy"):
         ask(model, record(MAIL), sampling=Sampling(top_logprobs=5))
+
+
+def test_kept_probabilities_of_another_text_are_not_passed_on():
+    class Keeping(Echo):
+        async def respond(self, record, sampling, *, turn=0, sample=0):
+            response = await super().respond(record, sampling, turn=turn, sample=sample)
+            logprobs = Logprobs(k=1, sampled=b"", ids=b"", values=b"", tail=b"")
+            return response.model_copy(update={"logprobs": logprobs})
+
+    plain, hidden = ask(PrivateModel(Keeping(), privacy()), record("hello"), record(MAIL))
+    assert plain.logprobs is not None and hidden.logprobs is None
 
 
 def test_only_a_model_that_is_to_see_less_is_screened():

@@ -56,3 +56,10 @@ def test_the_size_on_disk_is_what_the_arrays_take():
     for vocab_size in (V, 151_665):
         encoded = encode(*topk(64), vocab_size=vocab_size)
         assert sum(array.nbytes for array in encoded) == N * bytes_per_position(64, vocab_size)
+
+
+def test_where_fewer_are_known_the_rest_has_no_probability_and_no_token_of_its_own():
+    ids, logprobs = np.array([[5, 9, -1]]), np.log([[0.5, 0.25, 1.0]])
+    found_ids, found = decode(encode(ids, logprobs, vocab_size=V, tail_N=np.array([0.25])))
+    assert found_ids.tolist() == [[5, 9, 5]]
+    np.testing.assert_allclose(np.exp(found), [[0.5, 0.25, 0.0]], rtol=1e-3)

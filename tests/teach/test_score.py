@@ -133,3 +133,32 @@ def test_learning_from_probabilities_brings_the_student_near_the_teacher(
     p = teacher.model(ids).logits[0, place - 1].softmax(-1)
     q = student(ids).logits[0, place - 1].softmax(-1)
     assert (p * (p / q).log()).sum() < 0.05
+
+
+def test_validation_is_judged_by_one_kind_of_loss_whoever_has_targets(teacher, tmp_path):
+    from potstill.train.loop import fine_tune_student
+
+    train_rows = rows(teacher.tokenizer)
+    run(teacher, train_rows[:3], tmp_path / "t", temperature=1.0)
+
+    def looked(validation, name):
+        student, tokenizer = tiny_student(tmp_path / name, seed=4)
+        kept = []
+        fine_tune_student(
+            student,
+            tokenizer,
+            train_rows[:3],
+            validation,
+            loss=LossConfig(kind="forward_kl", sft_weight=0.0),
+            train=quick(max_steps=1, eval_steps=1, micro_batch_size=1),
+            targets=opened(teacher, tmp_path / "t", 1.0),
+            out=run_dir(tmp_path / f"run-{name}"),
+            on_progress=lambda _step, _total, figures: kept.append(figures),
+        )
+        return kept[-1]
+
+    some = looked(train_rows, "some")
+    assert some["validation/loss_nats"] == pytest.approx(some["validation/sft_nats"])
+    assert "validation/forward_kl_nats" not in some
+    every = looked(train_rows[:3], "all")
+    assert every["validation/loss_nats"] == pytest.approx(every["validation/forward_kl_nats"])

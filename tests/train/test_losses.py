@@ -133,3 +133,28 @@ def test_temperature_must_be_positive(logits, temperature):
 def test_a_vocabulary_mismatch_says_what_to_do():
     with pytest.raises(ValueError, match=r"\(7, 33\).*\(7, 40\).*loss.kind: sft"):
         forward_kl(torch.zeros(7, 33), torch.zeros(7, 40))
+
+
+def test_places_without_a_token_change_neither_loss_nor_gradient(logits):
+    student, teacher = logits
+    ids, logprobs = topk(teacher, 4)
+    padded = (
+        torch.cat([ids, ids[:, :1].expand(N, 3)], dim=-1),
+        torch.cat([logprobs, torch.full((N, 3), -torch.inf)], dim=-1),
+    )
+    here, there = (student.clone().requires_grad_() for _ in range(2))
+    few, many = forward_kl_topk(here, ids, logprobs), forward_kl_topk(there, *padded)
+    torch.testing.assert_close(many, few)
+    few.sum().backward()
+    many.sum().backward()
+    torch.testing.assert_close(there.grad, here.grad)
+
+
+def test_a_certain_token_alone_is_the_loss_on_its_text(logits):
+    student, _ = logits
+    labels = torch.arange(N)
+    ids = labels[:, None].expand(N, 3)
+    certain = torch.tensor([0.0, -torch.inf, -torch.inf]).expand(N, 3)
+    torch.testing.assert_close(
+        forward_kl_topk(student, ids, certain), cross_entropy(student, labels)
+    )

@@ -51,7 +51,8 @@ class GenerationConfig(RowsConfig):
     """Longest summary that chain of density asks for, in words."""
 
     logprobs: int = Field(0, ge=0, le=100)
-    """Log-probabilities per answer token that an endpoint is asked for."""
+    """Log-probabilities per answer token that an endpoint or engine is asked for. A loss on
+    probabilities raises it to `loss.targets.k` for an endpoint."""
 
     max_in_flight: int | Literal["auto"] = "auto"
     """Most requests open at once; `auto` is 256 for an endpoint and four batches for local

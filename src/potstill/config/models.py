@@ -68,7 +68,8 @@ class TeacherConfig(Section):
 
     logprobs_mode: LogprobsMode | None = None
     """What the endpoint's log-probabilities are: `raw`, before temperature and penalties, or
-    `processed`, after. Kept beside them; a server does not say it itself."""
+    `processed`, after. Kept beside them; a server does not say it itself. A loss on probabilities
+    needs `raw`, or `generation.temperature: 1`."""
 
     model: str | None = None
     """Name of the model at the endpoint; with `launch`, what the engine is started for."""

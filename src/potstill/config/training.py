@@ -14,7 +14,8 @@ class TargetsConfig(Section):
     """What is kept of the teacher's probabilities: the k largest and the mass of the rest."""
 
     k: int = Field(64, ge=1, le=4096)
-    """How many probabilities are kept at each position."""
+    """How many probabilities are kept at each position; at most what an endpoint tells, where the
+    teacher is one (20 at OpenAI)."""
 
 
 class LossConfig(Section):

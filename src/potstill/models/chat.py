@@ -14,6 +14,7 @@ from potstill.models.endpoint import EndpointModel
 from potstill.models.engines import GgufModel, has_llama_cpp
 from potstill.models.launch import open_launched
 from potstill.models.launched import LaunchedModel
+from potstill.models.logprobs import Capture
 
 if TYPE_CHECKING:
     from potstill.models.local import LocalModel
@@ -29,6 +30,8 @@ def open_chat_model(
     dtype: str = "auto",
     max_in_flight: int | None = None,
     key: SecretStr | None = None,
+    capture: Capture | None = None,
+    top_logprobs: int = 0,
 ) -> EndpointModel | GgufModel | LaunchedModel | LocalModel:
     """Opens a model for asking: an endpoint, llama.cpp for GGUF files, else its weights.
 
@@ -41,6 +44,9 @@ def open_chat_model(
         dtype: Number format of local weights.
         max_in_flight: Most requests that an endpoint or a launched engine is sent at once.
         key: The endpoint's key in memory; wins over references to one.
+        capture: What local weights keep of their probabilities while they answer; others tell
+            what a request asks for (`Sampling.top_logprobs`).
+        top_logprobs: How many a launched engine must be able to tell.
 
     Raises:
         ConfigError: If the model is unknown or not on this machine.
@@ -48,7 +54,7 @@ def open_chat_model(
     """
     ref = _ref_of(model, workspace)
     if isinstance(model, TeacherConfig) and model.launch:
-        return open_launched(model, ref, max_in_flight=max_in_flight)
+        return open_launched(model, ref, max_in_flight=max_in_flight, top_logprobs=top_logprobs)
     if ref.kind == "endpoint":
         settings = model if isinstance(model, TeacherConfig) else None
         names = ("timeout_seconds", "requests_per_minute", "tokens_per_minute")
@@ -68,7 +74,7 @@ def open_chat_model(
         return GgufModel(ref.source, name=ref.name)
     from potstill.models.local import LocalModel
 
-    return LocalModel(ref, dtype=dtype, batch_size=batch_size)
+    return LocalModel(ref, dtype=dtype, batch_size=batch_size, capture=capture)
 
 
 def _ref_of(

@@ -4,6 +4,7 @@ Shape letters of this file:
     B  rows that are still being answered
     T  tokens so far, prompts padded on the left
     V  vocabulary
+    K  probabilities kept of each token
 
 Every row has its own temperature, random numbers, length and end, and a row that is
 finished leaves the batch, so one long answer does not make the others wait or compute.
@@ -14,17 +15,33 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from potstill.models.logprobs import FLOOR, Capture
 from potstill.models.longrope import rope_switch
 from potstill.types import Sampling
 
 _NUCLEUS = 1024
 """Tokens sorted at first for nucleus sampling; the whole vocabulary where they are too few."""
+
+
+class Position(NamedTuple):
+    """What is kept of the probabilities that one token was drawn from."""
+
+    ids_K: np.ndarray
+    """int32, most probable first."""
+
+    logprobs_K: np.ndarray
+    """float16, nats."""
+
+    tail: float
+    dropped: float
+    """Probability of the head's rows beyond the tokenizer; the others leave it out."""
 
 
 @dataclass
@@ -38,6 +55,12 @@ class Row:
 
     ids: list[int] = field(default_factory=list)
     """Token ids of the answer, without the end token."""
+
+    end_id: int | None = None
+    """The end token, where one ended the answer."""
+
+    positions: list[Position] = field(default_factory=list)
+    """One for each of `ids` and for the end token; none where nothing is captured."""
 
     num_new_tokens: int = 0
     """Tokens computed for the answer, the end token counted."""
@@ -55,6 +78,7 @@ def decode(
     end_ids: Collection[int],
     pad_id: int,
     context: int | None = None,
+    capture: Capture | None = None,
 ) -> None:
     """Answers all rows together, filling in their ids, text and finish_reason.
 
@@ -64,13 +88,16 @@ def decode(
     Args:
         end_ids: Token ids that end an answer.
         context: Longest prompt and answer together; None is unlimited.
+        capture: What is kept of the probabilities. The answers are the same with and without.
     """
     generators = {id(row): random.Random(row.sampling.seed) for row in rows}
     # A row that outgrows the short rope starts anew among the long ones, with an empty cache.
     for longest in dict.fromkeys([rope_switch(model.config), None]):
         alive = [row for row in rows if _goes_on(row, longest)]
         if alive:
-            _decode_together(model, tokenizer, alive, generators, longest, end_ids, pad_id, context)
+            _decode_together(
+                model, tokenizer, alive, generators, longest, end_ids, pad_id, context, capture
+            )
 
 
 def _goes_on(row: Row, longest: int | None) -> bool:
@@ -87,6 +114,7 @@ def _decode_together(
     end_ids: Collection[int],
     pad_id: int,
     context: int | None,
+    capture: Capture | None,
 ) -> None:
     """Extends rows until each is finished, unwanted, or has more than `longest` tokens."""
     device = model.device
@@ -109,7 +137,10 @@ def _decode_together(
             use_cache=True,
             logits_to_keep=1,
         )
-        next_ids = _draw(output.logits[:, -1].float(), alive, generators)
+        logits_BV = output.logits[:, -1].float()
+        next_ids = _draw(logits_BV, alive, generators)
+        if capture is not None:
+            _keep(logits_BV, alive, capture, num_tokens=len(tokenizer))
         for row, token in zip(alive, next_ids, strict=True):
             _extend(row, token, tokenizer, end_ids, context)
         keep = [index for index, row in enumerate(alive) if _goes_on(row, longest)]
@@ -130,7 +161,7 @@ def _extend(
 ) -> None:
     row.num_new_tokens += 1
     if token in end_ids:
-        row.finish_reason = "stop"
+        row.finish_reason, row.end_id = "stop", token
     else:
         row.ids.append(token)
         full = context is not None and len(row.prompt) + len(row.ids) >= context
@@ -143,6 +174,27 @@ def _extend(
         places = [place for stop in row.sampling.stop if (place := row.text.find(stop)) >= 0]
         if places:
             row.text, row.finish_reason = row.text[: min(places)], "stop"
+
+
+def _keep(logits_BV: Tensor, rows: Sequence[Row], capture: Capture, *, num_tokens: int) -> None:
+    """Adds a position to every row: the largest of softmax(logits / temperature).
+
+    Rows of the head beyond the tokenizer's tokens mean nothing and are cut off before the
+    softmax, as they are where answers are scored (`targets.align`).
+    """
+    z_BV = logits_BV if capture.temperature == 1 else logits_BV / capture.temperature
+    own_BV, beyond_BV = z_BV[:, :num_tokens], z_BV[:, num_tokens:]
+    lse_B = own_BV.logsumexp(-1)
+    top_BK = own_BV.topk(min(capture.k, own_BV.shape[-1]), dim=-1)
+    logprobs_BK = (top_BK.values - lse_B[:, None]).clamp(FLOOR, 0.0)
+    tail_B = (1.0 - logprobs_BK.exp().sum(-1)).clamp(0.0, 1.0).tolist()
+    dropped_B = [0.0] * len(rows)
+    if beyond_BV.shape[-1]:
+        dropped_B = torch.sigmoid(beyond_BV.logsumexp(-1) - lse_B).tolist()
+    ids_BK = top_BK.indices.to(torch.int32).cpu().numpy()
+    kept_BK = logprobs_BK.half().cpu().numpy()
+    for row, *position in zip(rows, ids_BK, kept_BK, tail_B, dropped_B, strict=True):
+        row.positions.append(Position(*position))
 
 
 def _draw(

@@ -71,6 +71,11 @@ class EndpointModel:
         return f"{self._wire.base} {self.model or ''}"
 
     @property
+    def most_logprobs(self) -> int | None:
+        """How many log-probabilities a token it tells at most; None where that is not known."""
+        return self._wire.most_logprobs
+
+    @property
     def setting(self) -> dict[str, Any]:
         """What its speed is only true for."""
         return {"engine": "endpoint", "host": self.host, "model": self.model}
@@ -116,11 +121,16 @@ class EndpointModel:
         self.model = ids[0]
         self.name = self.model if self.name == self.host else self.name
 
-    async def dry_call(self, sampling: Sampling | None = None, *, top_logprobs: int = 0) -> None:
+    async def dry_call(
+        self, sampling: Sampling | None = None, *, top_logprobs: int = 0
+    ) -> Response:
         """One tiny request that finds what would stop a run: key, URL, name, log-probabilities.
 
         Args:
             sampling: As the run will ask: some models refuse a temperature, some penalties.
+
+        Returns:
+            The answer, with as many log-probabilities as it tells.
 
         Raises:
             ConfigError: The key is absent, or the model's name is.
@@ -135,6 +145,7 @@ class EndpointModel:
             raise TeacherRefused(
                 f"{self.host} does not answer a tiny request to {self.model}: {response.error}"
             )
+        return response
 
     async def respond(
         self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0
@@ -186,8 +197,9 @@ class EndpointModel:
         if sampling.top_logprobs and answer.text and not answer.logprobs and not answer.error:
             raise TeacherRefused(
                 f"{self.host} tells no log-probabilities of {self.model}, and "
-                f"generation.logprobs = {sampling.top_logprobs} asks for them; set it to 0, or use "
-                f"an endpoint that does"
+                f"{sampling.top_logprobs} are asked for (generation.logprobs, or a loss on "
+                f"probabilities); set generation.logprobs: 0 and loss.kind: sft, or use an "
+                f"endpoint that tells them"
             )
         return Response(
             record_id=record.id,

@@ -88,11 +88,13 @@ class GgufModel:
         if self._endpoint is None:
             await asyncio.to_thread(self._wait_for_address)
 
-    async def dry_call(self, sampling: Sampling | None = None, *, top_logprobs: int = 0) -> None:
+    async def dry_call(
+        self, sampling: Sampling | None = None, *, top_logprobs: int = 0
+    ) -> Response:
         """As `EndpointModel.dry_call`, once the server is up."""
         await self.prepare()
         assert self._endpoint is not None
-        await self._endpoint.dry_call(sampling, top_logprobs=top_logprobs)
+        return await self._endpoint.dry_call(sampling, top_logprobs=top_logprobs)
 
     async def respond(
         self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0

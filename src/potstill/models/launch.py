@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from potstill.config import TeacherConfig
 from potstill.errors import ConfigError, MissingExtra
@@ -15,15 +16,25 @@ from potstill.models.launched import LaunchedModel
 
 _LLAMA_SLOTS, _LLAMA_CONTEXT = 4, 4096
 _VLLM_IN_FLIGHT = 256
+_VLLM_LOGPROBS = 20
+"""What vLLM tells at most, unless it is started to tell more."""
 
 
 def open_launched(
-    teacher: TeacherConfig, ref: ModelRef, *, max_in_flight: int | None = None
+    teacher: TeacherConfig,
+    ref: ModelRef,
+    *,
+    max_in_flight: int | None = None,
+    top_logprobs: int = 0,
 ) -> LaunchedModel | GgufModel:
     """The engine that `teacher.launch` names, for weights on this machine.
 
     A `llama-server` on PATH is preferred to the one that xllamacpp brings along: it is the
     user's own, and may know the machine's GPU.
+
+    Args:
+        top_logprobs: How many log-probabilities of a token it will be asked for. No part of what
+            its answers can be re-used for.
 
     Raises:
         ConfigError: If the model is none that this engine takes.
@@ -34,25 +45,10 @@ def open_launched(
             f"teacher.launch starts an engine for weights on this machine, but {ref.name} is an "
             f"endpoint ({ref.source}), which runs already; leave launch out"
         )
-    settings = {"name": ref.name, "start_seconds": teacher.launch_seconds}
+    settings: dict[str, Any] = {"name": ref.name, "start_seconds": teacher.launch_seconds}
     program = _program(teacher.launch or "")
     if teacher.launch == "vllm":
-        if program is None:
-            raise MissingExtra(
-                "teacher.launch: vllm needs the command vllm on PATH: pip install vllm, in this "
-                "or another environment"
-            )
-        revision = ("--revision", ref.revision) if ref.revision else ()
-        # Samplers of the model's own that a request does not name must not cut its answers.
-        options = ("--generation-config", "vllm", *revision, *teacher.launch_arguments)
-        return LaunchedModel(
-            "vllm",
-            (program, "serve", ref.source, *options),
-            "--served-model-name",
-            identity=_identity("vllm", ref, teacher.launch_arguments),
-            max_in_flight=max_in_flight or _VLLM_IN_FLIGHT,
-            **settings,
-        )
+        return _open_vllm(teacher, ref, program, max_in_flight, top_logprobs, settings)
     if ref.kind != "gguf":
         raise ConfigError(
             f"teacher.launch: llama-server reads GGUF files, and {ref.source} is none; give a "
@@ -75,6 +71,40 @@ def open_launched(
     return GgufModel(
         ref.source, slots=_LLAMA_SLOTS, context=_LLAMA_CONTEXT, **settings
     )  # it says itself what to install where there is no llama.cpp at all
+
+
+def _open_vllm(
+    teacher: TeacherConfig,
+    ref: ModelRef,
+    program: str | None,
+    max_in_flight: int | None,
+    top_logprobs: int,
+    settings: dict[str, Any],
+) -> LaunchedModel:
+    if program is None:
+        raise MissingExtra(
+            "teacher.launch: vllm needs the command vllm on PATH: pip install vllm, in this "
+            "or another environment"
+        )
+    options = (*_vllm_options(ref, top_logprobs), *teacher.launch_arguments)
+    return LaunchedModel(
+        "vllm",
+        (program, "serve", ref.source, *options),
+        "--served-model-name",
+        identity=_identity("vllm", ref, teacher.launch_arguments),
+        max_in_flight=max_in_flight or _VLLM_IN_FLIGHT,
+        **settings,
+    )
+
+
+def _vllm_options(ref: ModelRef, top_logprobs: int) -> tuple[str, ...]:
+    """What stands before the user's own arguments, which win."""
+    return (
+        # Samplers of the model's own that a request does not name must not cut its answers.
+        *("--generation-config", "vllm"),
+        *(("--revision", ref.revision) if ref.revision else ()),
+        *(("--max-logprobs", str(top_logprobs)) if top_logprobs > _VLLM_LOGPROBS else ()),
+    )
 
 
 def _llama_options(ref: ModelRef) -> tuple[str, ...]:

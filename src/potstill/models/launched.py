@@ -111,11 +111,13 @@ class LaunchedModel:
                     self._failure = str(error)
                     raise
 
-    async def dry_call(self, sampling: Sampling | None = None, *, top_logprobs: int = 0) -> None:
+    async def dry_call(
+        self, sampling: Sampling | None = None, *, top_logprobs: int = 0
+    ) -> Response:
         """As `EndpointModel.dry_call`, once the engine answers."""
         await self.prepare()
         assert self._endpoint is not None
-        await self._endpoint.dry_call(sampling, top_logprobs=top_logprobs)
+        return await self._endpoint.dry_call(sampling, top_logprobs=top_logprobs)
 
     async def respond(
         self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0

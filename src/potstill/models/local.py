@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +27,10 @@ from potstill.errors import ConfigError, DataError, TeacherError
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.decode import Row, decode
 from potstill.models.fingerprint import request_fingerprint, weights_identity
+from potstill.models.logprobs import Capture, LogprobArrays, pack_logprobs
 from potstill.models.longrope import hidden_states
 from potstill.models.weights import cached_folder, load_weights
-from potstill.types import Record, Response, Sampling
+from potstill.types import Logprobs, Record, Response, Sampling
 
 _LINGER_SECONDS = 0.002
 """How long a batch that is not full waits for one more prompt."""
@@ -60,6 +62,9 @@ class LocalModel:
         dtype: float32, bfloat16, float16, or auto: bfloat16 where the machine is fast at it.
         batch_size: Prompts answered together.
         device: Where it computes; a GPU where there is one, by default.
+        capture: What is kept of the probabilities that answers are drawn from, in
+            `Response.logprobs`. No part of the request: answers and fingerprints are the same
+            with any capture and with none, which is the default.
 
     Raises:
         ConfigError, DataError: As `load_weights`.
@@ -73,6 +78,7 @@ class LocalModel:
         dtype: str = "auto",
         batch_size: int = 32,
         device: str | None = None,
+        capture: Capture | None = None,
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -81,6 +87,7 @@ class LocalModel:
         self.name = name or ref.name
         self.identity = weights_identity(folder)
         self.batch_size = batch_size
+        self.capture = capture
         self.max_in_flight = _BATCHES_AHEAD * batch_size
         model, self.tokenizer = load_weights(ref, dtype=dtype)
         self._model: Any = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -262,6 +269,7 @@ class LocalModel:
                     end_ids=self._end_ids,
                     pad_id=self.tokenizer.pad_token_id or 0,
                     context=self.context,
+                    capture=self.capture,
                 )
         except (RuntimeError, MemoryError) as error:
             what = f"{self.name} failed on a batch of {len(batch)} prompts: {error}"
@@ -285,9 +293,27 @@ class LocalModel:
                 finish_reason=row.finish_reason,
                 num_new_tokens=row.num_new_tokens,
                 seconds=seconds,
+                logprobs=self._captured(row),
             )
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 request.answer.set_result(response)  # raises when nobody waits any more
+
+    def _captured(self, row: Row) -> Logprobs | None:
+        if self.capture is None:
+            return None
+        ids, logprobs, tails, dropped = zip(*row.positions, strict=True)
+        sampled = row.ids if row.end_id is None else [*row.ids, row.end_id]
+        arrays = LogprobArrays(
+            np.array(sampled), np.stack(ids), np.stack(logprobs), np.array(tails)
+        )
+        return pack_logprobs(
+            arrays,
+            mode="raw",
+            temperature=self.capture.temperature,
+            vocab_fingerprint=self.vocab_fingerprint,
+            has_end=row.end_id is not None,
+            mass_dropped=sum(dropped),
+        )
 
     def _is_wanted(self, request: _Request) -> Any:
         return lambda: not self._is_closed and not request.answer.cancelled()

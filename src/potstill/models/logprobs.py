@@ -1,10 +1,13 @@
 """The log-probabilities of an answer: out of an endpoint's JSON, into few bytes, and back.
 
+Weights of this machine keep them while they answer (`models.decode`), in the same form.
+
 Shape letters of this file:
     N  positions of the answer
     K  tokens told at each position, most probable first
 
-300 positions of 20 tokens are 431 KB of JSON and 38 KB here: 6 K + 8 bytes a position.
+300 positions of 20 tokens are 431 KB of JSON and 26 KB here: 4 K + 8 bytes a position, or
+6 K + 8 where an id does not fit into 16 bits.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ FLOOR = -60.0
 """Values are not kept below this: exp(-60) is nothing, and servers write -9999 for "none"."""
 
 _ID_PREFIX = "token_id:"
+_UNTOLD_16 = 0xFFFF
 
 
 class LogprobArrays(NamedTuple):
@@ -37,6 +41,16 @@ class LogprobArrays(NamedTuple):
 
     tail_N: np.ndarray
     """float32: probability of all tokens that were not told, in [0, 1]."""
+
+
+class Capture(NamedTuple):
+    """What weights of this machine keep of their probabilities while they answer."""
+
+    k: int
+    """How many, of the most probable tokens at each position; the vocabulary at most."""
+
+    temperature: float = 1.0
+    """They are those of softmax(logits / temperature). Not what is sampled from."""
 
 
 def read_logprobs(tree: Any, k: int, *, mode: str | None = None) -> Logprobs | None:
@@ -64,25 +78,54 @@ def read_logprobs(tree: Any, k: int, *, mode: str | None = None) -> Logprobs | N
     logprobs_NK[is_told_NK] = [entry["logprob"] for row in rows for entry in row]
     np.clip(logprobs_NK, FLOOR, 0.0, out=logprobs_NK, where=is_told_NK)
     tail_N = np.clip(1.0 - np.exp(logprobs_NK).sum(-1), 0.0, 1.0)
+    arrays = LogprobArrays(np.array(sampled, "<i4"), ids_NK, logprobs_NK, tail_N)
+    return pack_logprobs(arrays, tokens=tuple(token.hex() for token in table), mode=mode)
+
+
+def pack_logprobs(arrays: LogprobArrays, **facts: Any) -> Logprobs:
+    """The arrays as few bytes.
+
+    Args:
+        arrays: Of any type of number.
+        facts: The other fields of `Logprobs`.
+
+    Raises:
+        OverflowError: If a token id does not fit into 32 bits.
+    """
+    ids_NK = arrays.ids_NK
+    if ids_NK.size and ids_NK.max() < _UNTOLD_16:
+        ids = np.where(ids_NK < 0, _UNTOLD_16, ids_NK).astype("<u2").tobytes()
+    else:
+        ids = ids_NK.astype("<i4").tobytes()
     return Logprobs(
-        k=k,
-        sampled=np.array(sampled, "<i4").tobytes(),
-        ids=ids_NK.tobytes(),
-        values=logprobs_NK.astype("<f2").tobytes(),
-        tail=tail_N.astype("<f4").tobytes(),
-        tokens=tuple(token.hex() for token in table),
-        mode=mode,
+        k=ids_NK.shape[-1],
+        sampled=arrays.sampled_N.astype("<i4").tobytes(),
+        ids=ids,
+        values=arrays.logprobs_NK.astype("<f2").tobytes(),
+        tail=arrays.tail_N.astype("<f4").tobytes(),
+        **facts,
     )
 
 
 def logprob_arrays(logprobs: Logprobs) -> LogprobArrays:
-    """The arrays, which read from the object's own bytes."""
+    """The arrays that were packed."""
+    num_entries = len(logprobs.values) // 2
+    if len(logprobs.ids) == 2 * num_entries:
+        ids = np.frombuffer(logprobs.ids, "<u2").astype("<i4")
+        ids[ids == _UNTOLD_16] = -1
+    else:  # also whatever was written before ids could be short
+        ids = np.frombuffer(logprobs.ids, "<i4")
     return LogprobArrays(
         sampled_N=np.frombuffer(logprobs.sampled, "<i4"),
-        ids_NK=np.frombuffer(logprobs.ids, "<i4").reshape(-1, logprobs.k),
+        ids_NK=ids.reshape(-1, logprobs.k),
         logprobs_NK=np.frombuffer(logprobs.values, "<f2").reshape(-1, logprobs.k),
         tail_N=np.frombuffer(logprobs.tail, "<f4"),
     )
+
+
+def num_told(logprobs: Logprobs | None) -> int:
+    """Most tokens that were told at one position; 0 where there are none at all."""
+    return 0 if logprobs is None else int((logprob_arrays(logprobs).ids_NK >= 0).sum(-1).max())
 
 
 def _reader(first: dict[str, Any], table: dict[bytes, int]) -> Callable[[dict[str, Any]], int]:

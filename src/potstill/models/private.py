@@ -87,6 +87,7 @@ class PrivateModel:
         restored = {
             "text": hidden.restore(response.text),
             "reasoning": hidden.restore(response.reasoning),
+            "logprobs": None,  # of the text as it came, and of what was asked in its place
         }
         return response.model_copy(update=restored)
 

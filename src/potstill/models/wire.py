@@ -15,6 +15,10 @@ from potstill.types import Message, Sampling
 
 _AZURE_HOSTS = (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com")
 _ANTHROPIC_HOSTS = ("api.anthropic.com",)
+_OPENAI_HOST = "api.openai.com"
+_MOST_LOGPROBS = 20
+"""What OpenAI's models tell at most (its reference, `top_logprobs`); Azure's too."""
+
 _LAST_PARTS = ("/chat/completions", "/messages")
 
 
@@ -26,6 +30,9 @@ class Wire(Protocol):
 
     models_url: str | None
     """Where the names of its models are; None where it has no such list."""
+
+    most_logprobs: int | None
+    """Most log-probabilities a token that it tells; None where that is not known."""
 
     def chat_url(self, model: str) -> str:
         """Where `body` goes."""
@@ -63,6 +70,8 @@ class OpenAIWire:
         self.base = base
         self._query = f"?{query}" if query else ""
         self._mode = logprobs_mode
+        is_openais = urlsplit(base).hostname == _OPENAI_HOST
+        self.most_logprobs: int | None = _MOST_LOGPROBS if is_openais else None
         self._quirks = Quirks("max_tokens", "seed", "temperature", "return_tokens_as_token_ids")
 
     @property
@@ -118,6 +127,7 @@ class AzureWire(OpenAIWire):
             base = f"{parts.scheme}://{parts.netloc}/openai"
             base += "" if self._by_deployment else "/v1"
         super().__init__(base, query, logprobs_mode=logprobs_mode)
+        self.most_logprobs = _MOST_LOGPROBS
 
     def chat_url(self, model: str) -> str:
         if not self._by_deployment:

@@ -17,6 +17,8 @@ _PROMPT_TOKENS = ("input_tokens", "cache_creation_input_tokens", "cache_read_inp
 class AnthropicWire:
     """The messages API, Anthropic's or a server's that speaks it: a `Wire`."""
 
+    most_logprobs: int | None = 0
+
     def __init__(self, base: str):
         self.base = base
         self.models_url = f"{base}/models"

@@ -50,7 +50,7 @@ from potstill.pipeline.labelled import (
     samples_of,
     untouched_ref,
 )
-from potstill.pipeline.preflight import privacy_of
+from potstill.pipeline.preflight import asked_generation, privacy_of
 from potstill.protocols import ChatModel
 from potstill.rundir import read_jsonl, write_jsonl, write_text
 from potstill.types import Estimate, Record, Response, Sample
@@ -223,13 +223,17 @@ def _asked_teacher(
 ) -> tuple[list[Sample], dict[str, Any]]:
     stage = f"audition-{entry.name}"
     seed = ctx.config.evaluate.seed
+    # The run asks its own teacher nothing twice, so it is asked here as it will be there.
+    generation = asked_generation(ctx) if entry.model == ctx.config.teacher else None
 
     async def ask() -> tuple[list[Response], dict[str, Estimate]]:
         async with _opened(ctx, entry, ref) as model:
             if (prepare := getattr(model, "prepare", None)) is not None:
                 await prepare()
             started = time.monotonic()
-            counts, responses = await ask_teacher(ctx, model, records, part=stage, stage=stage)
+            counts, responses = await ask_teacher(
+                ctx, model, records, part=stage, stage=stage, generation=generation
+            )
             seconds = time.monotonic() - started
             if not counts.answered:
                 raise TeacherError(f"none of {len(records):,} prompts: {responses[0].error}")

@@ -47,9 +47,18 @@ def asked_once(config: GenerationConfig) -> GenerationConfig:
 
 
 async def ask_teacher(
-    ctx: Context, teacher: ChatModel, records: Sequence[Record], *, part: str, stage: str
+    ctx: Context,
+    teacher: ChatModel,
+    records: Sequence[Record],
+    *,
+    part: str,
+    stage: str,
+    generation: GenerationConfig | None = None,
 ) -> tuple[Counts, list[Response]]:
     """The teacher's answers, from the run's ledger where it has them: the run asks them no more.
+
+    Args:
+        generation: How it is asked; as the config says by default.
 
     Raises:
         TeacherError, ConfigError: As `generate`.
@@ -59,7 +68,7 @@ async def ask_teacher(
         records,
         ctx.run.responses,
         task=ctx.task,
-        config=asked_once(ctx.config.generation),
+        config=asked_once(generation or ctx.config.generation),
         part=part,
         on_progress=ctx.progress(stage),
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from potstill.config import StudentConfig, TeacherConfig
+from potstill.config import GenerationConfig, LogprobsMode, StudentConfig, TeacherConfig
 from potstill.data.privacy import Privacy
 from potstill.data.render import vocab_fingerprint
-from potstill.errors import ConfigError, VocabMismatch
+from potstill.errors import ConfigError, TeacherRefused, VocabMismatch
 from potstill.examine.metrics import get_metric
 from potstill.models.batches import in_batches
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
+from potstill.models.logprobs import num_told
 from potstill.models.terms import terms_of
 from potstill.pipeline.context import Context, prepared, wait
 from potstill.protocols import resolve
@@ -23,13 +24,15 @@ def preflight(ctx: Context) -> None:
     """Refuses a run that cannot succeed, before anything is spent.
 
     Names are resolved, a remote or launched teacher is called once, and for a loss on
-    probabilities the two tokenizers are compared.
+    probabilities the two tokenizers are compared, or an endpoint is made to tell some.
 
     Raises:
         ConfigError: An unknown model, metric, check or exporter; a loss on probabilities
-            with a teacher that gives none; a teacher whose terms forbid it, and were not accepted.
+            with a teacher that gives none that fit; a teacher whose terms forbid it, and were
+            not accepted.
         VocabMismatch: Teacher and student have different tokenizers and the loss needs one.
-        TeacherRefused: The endpoint refused the key, the URL or the model's name.
+        TeacherRefused: The endpoint refused the key, the URL or the model's name, or does not
+            tell the probabilities that the loss needs.
     """
     config = ctx.config
     for name in config.evaluate.metrics or ():
@@ -61,6 +64,33 @@ def preflight(ctx: Context) -> None:
 def teacher_ref(ctx: Context) -> ModelRef:
     """The teacher's place, resolved through workspace and catalogue."""
     return find_model(ctx.config.teacher.place, workspace=ctx.workspace)
+
+
+def required_logprobs(ctx: Context) -> int:
+    """Log-probabilities of each token that an endpoint must tell for the loss; 0 is none."""
+    loss = ctx.config.loss
+    is_told = loss.kind != "sft" and teacher_ref(ctx).kind == "endpoint"
+    return loss.targets.k if is_told else 0
+
+
+def asked_generation(ctx: Context) -> GenerationConfig:
+    """How the teacher is asked: as the config says, and for what the loss needs besides."""
+    generation = ctx.config.generation
+    required = required_logprobs(ctx)
+    if generation.logprobs >= required:
+        return generation
+    return generation.model_copy(update={"logprobs": required})
+
+
+def logprobs_mode(ctx: Context) -> LogprobsMode | None:
+    """What the config says that an endpoint's log-probabilities are."""
+    return ctx.config.teacher.logprobs_mode or teacher_ref(ctx).logprobs_mode
+
+
+def is_plainly_sampled(generation: GenerationConfig) -> bool:
+    """Whether answers are drawn from the model's own probabilities, nothing cut or lowered."""
+    penalties = generation.frequency_penalty or generation.presence_penalty
+    return generation.temperature == 1 == generation.top_p and not penalties
 
 
 def place_key(ctx: Context, model: TeacherConfig | StudentConfig) -> str:
@@ -105,7 +135,7 @@ def _refuse_forbidden(ctx: Context) -> None:
 
 
 async def _dry_call(ctx: Context) -> None:
-    generation = ctx.config.generation
+    generation = asked_generation(ctx)
     sampling = Sampling(
         temperature=generation.temperature,
         top_p=generation.top_p,
@@ -114,24 +144,53 @@ async def _dry_call(ctx: Context) -> None:
         presence_penalty=generation.presence_penalty,
     )
     model = open_chat_model(
-        ctx.config.teacher, workspace=ctx.workspace, key=ctx.secrets.get("teacher")
+        ctx.config.teacher,
+        workspace=ctx.workspace,
+        key=ctx.secrets.get("teacher"),
+        top_logprobs=generation.logprobs,
     )
+    required = required_logprobs(ctx)
     try:
         await prepared(model, ctx.progress("teach"))
-        await model.dry_call(sampling, top_logprobs=generation.logprobs)
+        if required:
+            _refuse_too_few(ctx, getattr(model, "most_logprobs", None), model.name)
+        response = await model.dry_call(sampling, top_logprobs=generation.logprobs)
+        if required:
+            _refuse_too_few(ctx, num_told(response.logprobs), model.name)
         if ctx.config.teacher.batch and ctx.config.data.logged_answers == "regenerate":
             await in_batches(model).batches.check()
+    except TeacherRefused as error:
+        if not required:
+            raise
+        raise TeacherRefused(
+            f"{error} (loss.kind: {ctx.config.loss.kind} asks for {required} log-probabilities a "
+            f"token, which is loss.targets.k: some endpoints tell fewer, some none; loss.kind: sft "
+            f"needs none)"
+        ) from None
     finally:
         await model.close()
+
+
+def _refuse_too_few(ctx: Context, most: int | None, name: str) -> None:
+    """Raises ConfigError where an endpoint tells at most so many log-probabilities a token."""
+    wanted = asked_generation(ctx).logprobs
+    if most is None or most >= wanted:
+        return
+    key = "loss.targets.k" if wanted == required_logprobs(ctx) else "generation.logprobs"
+    way_out = f"set loss.targets.k: {most}" if most else "use loss.kind: sft"
+    if most and key != "loss.targets.k":
+        way_out += f" and generation.logprobs: {most}, or less"
+    raise ConfigError(
+        f"{key} is {wanted}, but {name} tells at most {most} log-probabilities a token; {way_out}"
+    )
 
 
 def _refuse_without_probabilities(ctx: Context, teacher: ModelRef, student: ModelRef) -> None:
     kind = ctx.config.loss.kind
     if teacher.kind == "endpoint":
-        raise ConfigError(
-            f"loss.kind: {kind} reads the teacher's probabilities, but {teacher.source} only "
-            f"returns text; use loss.kind: sft, or a teacher whose weights are on this machine"
-        )
+        if problem := _why_none_fit(ctx):
+            raise ConfigError(f"loss.kind: {kind} with the endpoint {teacher.source}: {problem}")
+        return
     from potstill.models.weights import load_tokenizer
 
     ours, theirs = (vocab_fingerprint(load_tokenizer(ref)) for ref in (student, teacher))
@@ -141,3 +200,38 @@ def _refuse_without_probabilities(ctx: Context, teacher: ModelRef, student: Mode
             f"{student.name} have different vocabularies; use loss.kind: sft, which learns the "
             f"teacher's text, or a student of the teacher's family"
         )
+
+
+def _why_none_fit(ctx: Context) -> str:
+    """Why the log-probabilities that an endpoint will tell cannot be learned from; or nothing."""
+    config = ctx.config
+    generation, privacy = config.generation, privacy_of(ctx)
+    if config.loss.temperature != 1:
+        return (
+            f"loss.temperature is {config.loss.temperature:g}, and what an endpoint tells is cut "
+            f"to a few tokens, which cannot be softened later; use loss.temperature: 1"
+        )
+    if config.data.logged_answers == "reuse":
+        return (
+            "data.logged_answers: reuse asks nobody, so nobody tells probabilities; use "
+            "loss.kind: sft, or logged_answers: regenerate"
+        )
+    if generation.prompting != "plain":
+        return (
+            f"generation.prompting: {generation.prompting} asks for more than the student learns, "
+            f"and probabilities are of what was written; use loss.kind: sft, or prompting: plain"
+        )
+    if privacy.mode == "pseudonymise" and not privacy.in_data:
+        return (
+            "probabilities are of the text that the teacher wrote, and data.privacy puts other "
+            "values into it; use data.privacy: {learn: pseudonyms}, or loss.kind: sft"
+        )
+    if logprobs_mode(ctx) != "raw" and not is_plainly_sampled(generation):
+        found = "says nothing" if logprobs_mode(ctx) is None else "says processed"
+        return (
+            f"teacher.logprobs_mode {found}, so log-probabilities may be those of the sampling "
+            f"settings instead of the model; set teacher.logprobs_mode: raw where the server tells "
+            f"them before temperature and penalties, or generation: {{temperature: 1, top_p: 1}} "
+            f"without penalties"
+        )
+    return ""

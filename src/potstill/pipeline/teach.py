@@ -1,4 +1,4 @@
-"""Stages teach, check and score: what the teacher says, what of it is fit to learn from."""
+"""Stages teach and check: what the teacher says, and what of it is fit to learn from."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from typing import Any
 
 from potstill.config import GenerationConfig
 from potstill.data.privacy import describe
-from potstill.data.render import Rendered, render, template_fingerprint, vocab_fingerprint
-from potstill.errors import AnswersLost, DataError
+from potstill.data.render import Rendered, render
+from potstill.errors import AnswersLost, ConfigError, DataError
 from potstill.models.batches import in_batches
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
 from potstill.models.logged import LoggedAnswers
+from potstill.models.logprobs import Capture
 from potstill.models.private import PrivateModel, guarded
 from potstill.models.weights import load_tokenizer
 from potstill.pipeline.check import Rows, sort_answers
 from potstill.pipeline.context import Context, prepared, wait, weights_key
 from potstill.pipeline.data import training_prompts
-from potstill.pipeline.preflight import place_key, privacy_key, privacy_of, teacher_ref
+from potstill.pipeline.preflight import (
+    asked_generation,
+    place_key,
+    privacy_key,
+    privacy_of,
+    required_logprobs,
+)
 from potstill.pipeline.rounds import answered_rounds, ask_until_enough, prompts_of
 from potstill.pipeline.trial import Trial, begin_trial, end_trial
 from potstill.protocols import ChatModel
@@ -38,7 +45,7 @@ def teach(ctx: Context) -> None:
     config, run = ctx.config, ctx.run
     place = place_key(ctx, config.teacher)
     inputs = (
-        config.generation,
+        asked_generation(ctx),
         config.teacher.model,
         config.teacher.launch,
         config.teacher.launch_arguments,
@@ -57,8 +64,12 @@ def teach(ctx: Context) -> None:
     ctx.stage("teach", inputs, work)
 
 
-def open_teacher(ctx: Context) -> ChatModel:
-    """Who answers: the teacher, shown no personal data, or the logs."""
+def open_teacher(ctx: Context, *, capture: Capture | None = None) -> ChatModel:
+    """Who answers: the teacher, shown no personal data, or the logs.
+
+    Args:
+        capture: What local weights keep of their probabilities while they answer.
+    """
     config = ctx.config
     if config.data.logged_answers == "reuse":
         return LoggedAnswers()
@@ -69,6 +80,8 @@ def open_teacher(ctx: Context) -> ChatModel:
         batch_size=config.generation.batch_size,
         max_in_flight=None if wanted == "auto" else wanted,
         key=ctx.secrets.get("teacher"),
+        capture=capture,
+        top_logprobs=asked_generation(ctx).logprobs,
     )
     if config.teacher.batch:
         teacher = in_batches(teacher)
@@ -90,11 +103,18 @@ def _count_hidden(ctx: Context, teacher: ChatModel) -> Counter[str]:
 
 async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
     config, run = ctx.config, ctx.run
-    generation = config.generation
+    generation = asked_generation(ctx)
     if config.data.logged_answers == "reuse":
         generation = generation.model_copy(update={"pilot": 0, "max_cost": None})
-    teacher = open_teacher(ctx)
+    teacher = open_teacher(ctx, capture=_capture(ctx))
     hidden = _count_hidden(ctx, teacher)
+    if hidden and required_logprobs(ctx):
+        await teacher.close()
+        raise ConfigError(
+            f"loss.kind: {config.loss.kind} learns the probabilities of what the teacher wrote, "
+            f"and data.privacy puts other values into it ({describe(hidden)}); use data.privacy: "
+            f"{{learn: pseudonyms}}, or loss.kind: sft"
+        )
     counts: Counter[str] = Counter()
     cost = 0.0
     rounds: dict[str, Any] = {}
@@ -124,6 +144,12 @@ async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
     facts = {"text": text, "cost": cost, "teacher": teacher.name, "hidden": dict(hidden)}
     facts["trial"] = tried.facts
     return {**facts, **counts, **rounds}
+
+
+def _capture(ctx: Context) -> Capture | None:
+    """What the loss needs of the probabilities that local weights answer with."""
+    loss = ctx.config.loss
+    return None if loss.kind == "sft" else Capture(loss.targets.k, loss.temperature)
 
 
 async def _ask_split(
@@ -171,7 +197,6 @@ def check(ctx: Context) -> None:
     """Keeps the answers that pass every check, and writes down why the others do not."""
     run = ctx.run
     asked = run.facts("teach")
-    num_rounds = len(asked.get("rounds", ()))
     # The time says when answers were last asked for or looked up.
     inputs = (*_check_key(ctx), asked.get("finished_at"))
 
@@ -180,9 +205,7 @@ def check(ctx: Context) -> None:
             with Ledger(run.responses) as answers:
 
                 def with_answers(split: str, records: Iterable[Record]) -> Rows:
-                    if split == "train" and num_rounds:
-                        return answered_rounds(run, answers, num_rounds)
-                    return answers.with_records(split, records)
+                    return answered(ctx, answers, split, records)
 
                 return sort_answers(ctx, with_answers)
         except AnswersLost:
@@ -213,46 +236,19 @@ def _check_key(ctx: Context) -> tuple[Any, ...]:
     )
 
 
-def score(ctx: Context) -> None:
-    """Keeps the teacher's probabilities of its accepted answers, once, for every epoch."""
-    config, run = ctx.config, ctx.run
-    place = place_key(ctx, config.teacher)
-    inputs = (
-        config.loss.targets,
-        config.loss.temperature,
-        config.train.max_tokens,
-        weights_key(place),
-        run.accepted,
-        run.accepted_validation,
-        *lessons_key(ctx),
-    )
+def answered(
+    ctx: Context, answers: Ledger, split: str, records: Iterable[Record] | None = None
+) -> Rows:
+    """Each prompt of a split with the answers to it, in the order they were asked.
 
-    def work() -> dict[str, Any]:
-        from potstill.models.local import LocalModel
-        from potstill.teach.score import score as score_rows
-
-        tokenizer = student_tokenizer(ctx)
-        rows = [row for split in SPLITS for row in accepted_rows(ctx, tokenizer, split)]
-        teacher = LocalModel(teacher_ref(ctx), batch_size=config.generation.batch_size)
-        try:
-            manifest = score_rows(
-                teacher,
-                rows,
-                run.targets,
-                k=config.loss.targets.k,
-                temperature=config.loss.temperature,
-                student_vocab_fingerprint=vocab_fingerprint(tokenizer),
-                student_template_fingerprint=template_fingerprint(tokenizer),
-                on_progress=ctx.progress("score"),
-            )
-        finally:
-            wait(teacher.close())
-        facts = manifest.model_dump(exclude={"shards", "settings"})
-        text = f"{len(rows):,} answers, the {config.loss.targets.k} largest of "
-        text += f"{manifest.settings.vocab_size:,} probabilities a token"
-        return {**facts, "text": text}
-
-    ctx.stage("score", inputs, work)
+    Args:
+        records: What was asked; read from the run by default.
+    """
+    num_rounds = len(ctx.run.facts("teach").get("rounds", ()))
+    if split == "train" and num_rounds:
+        return answered_rounds(ctx.run, answers, num_rounds)
+    records = iter_jsonl(_split_file(ctx, split), Record) if records is None else records
+    return answers.with_records(split, records)
 
 
 def accepted_rows(ctx: Context, tokenizer: Any, split: str) -> list[Rendered]:

@@ -21,6 +21,7 @@ from potstill.pipeline.data import gold_records
 from potstill.pipeline.preflight import place_key
 from potstill.pipeline.teach import accepted_rows, lessons_key, render_rows
 from potstill.rundir import RunDir, read_jsonl
+from potstill.targets.store import TargetStore, content_key
 from potstill.types import Record
 
 MAX_PASSES = 6
@@ -101,11 +102,11 @@ def _train_one(
     key = (ctx.config.train, loss, weights_key(start), *inputs, gold and [r.id for r in gold])
 
     def work() -> dict[str, Any]:
-        from potstill.targets.store import TargetStore
         from potstill.train.loop import fine_tune_student
 
         model, tokenizer = load_weights(start)
         rows = _rows(ctx, tokenizer, "train") if gold is None else render_rows(ctx, tokenizer, gold)
+        watched = _rows(ctx, tokenizer, "validation")
         targets = None
         if loss.kind != "sft":
             targets = TargetStore(
@@ -114,12 +115,13 @@ def _train_one(
                 template_fingerprint=template_fingerprint(tokenizer),
                 temperature=loss.temperature,
             )
+            rows, watched = with_targets(rows, targets), with_targets(watched, targets) or watched
         seen = _Losses(ctx, stage)
         result = fine_tune_student(
             model,
             tokenizer,
             rows,
-            _rows(ctx, tokenizer, "validation"),
+            watched,
             loss=loss,
             train=train if gold is None else _few_passes(train, len(rows)),
             targets=targets,
@@ -132,6 +134,11 @@ def _train_one(
         return {**result.model_dump(), "num_rows": len(rows), "text": text}
 
     ctx.stage(stage, key, work)
+
+
+def with_targets(rows: list[Rendered], targets: TargetStore) -> list[Rendered]:
+    """The rows whose probabilities are known; what came without was told by the stage score."""
+    return [row for row in rows if content_key(row.ids, row.loss_mask) in targets]
 
 
 def _few_passes(train: TrainConfig, num_rows: int) -> TrainConfig:

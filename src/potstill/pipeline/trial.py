@@ -23,7 +23,7 @@ from potstill.pipeline.labelled import (
     samples_of,
     untouched_ref,
 )
-from potstill.pipeline.preflight import place_key, privacy_key
+from potstill.pipeline.preflight import asked_generation, place_key, privacy_key
 from potstill.protocols import ChatModel
 from potstill.rundir import content_hash
 from potstill.types import Comparison, Record, Sample
@@ -110,7 +110,9 @@ async def end_trial(ctx: Context, teacher: ChatModel, trial: Trial | None) -> Ou
     if trial.facts:
         ctx.tell("teach", "note", trial.facts["text"])
         return Outcome(trial.facts)
-    counts, responses = await ask_teacher(ctx, teacher, trial.records, part="trial", stage="teach")
+    counts, responses = await ask_teacher(
+        ctx, teacher, trial.records, part="trial", stage="teach", generation=asked_generation(ctx)
+    )
     paid = {"num_new": counts.answered - counts.reused, "cost": counts.cost or 0.0}
     try:
         facts = _facts(ctx, samples_of(ctx, trial.records, responses), trial.untouched)

@@ -67,7 +67,8 @@ class Manifest(Noun):
     """Mean probability of the kept tokens, in (0, 1]."""
 
     mass_dropped: float = 0.0
-    """Mean probability the teacher gave to padding rows beyond the vocabulary."""
+    """Mean probability the teacher gave to padding rows beyond the vocabulary, or to tokens that
+    the student's vocabulary has not."""
 
 
 def content_key(ids: Sequence[int], loss_mask: Sequence[int | bool]) -> bytes:
@@ -103,7 +104,8 @@ class TargetWriter:
         """Adds one shard: a row's key and its positions. Whole on disk, or not there at all.
 
         Args:
-            mass_dropped: Sum over the positions of the probability of padding rows.
+            mass_dropped: Sum over the positions of the probability of tokens left out: padding
+                rows, and tokens that the student's vocabulary has not.
         """
         starts = np.cumsum([0] + [len(row.tail_N) for row in rows], dtype=np.int64)
         tensors = {

@@ -81,6 +81,11 @@ def accept(
         yield _ended(*waiting.popleft(), task, set_checks, config)
 
 
+def accepted_id(record: Record, sample: int) -> str:
+    """The id of an accepted answer: the record's own, or a further sample's."""
+    return f"{record.id}#{sample}" if sample else record.id
+
+
 def check_responses(
     records: Iterable[Record],
     responses: Iterable[Response],
@@ -181,7 +186,7 @@ def _accepted(
         metadata["record_id"] = record.id
     return record.model_copy(
         update={
-            "id": f"{record.id}#{sample}" if sample else record.id,
+            "id": accepted_id(record, sample),
             "messages": last.messages,
             "reference": texts[-1],
             "metadata": metadata,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,21 +59,56 @@ def score(
         DataError: If there is nothing to score, or k exceeds the vocabulary.
     """
     check_same_vocabulary(teacher.vocab_fingerprint, student_vocab_fingerprint)
-    vocab_size = len(teacher.tokenizer)
+    template = student_template_fingerprint or template_fingerprint(teacher.tokenizer)
+    settings = target_settings(
+        len(teacher.tokenizer),
+        k=k,
+        temperature=temperature,
+        vocab_fingerprint=student_vocab_fingerprint,
+        template_fingerprint=template,
+        teacher=identity_of(teacher),
+    )
+    writer = TargetWriter(store_path, settings)
+    score_into(
+        writer,
+        teacher,
+        rendered_rows,
+        batch_tokens=batch_tokens,
+        shard_seconds=shard_seconds,
+        on_progress=on_progress,
+    )
+    return writer.finish()
+
+
+def target_settings(vocab_size: int, *, k: int, **settings: Any) -> TargetSettings:
+    """Settings of a store of the k largest.
+
+    Raises:
+        DataError: If k exceeds the vocabulary.
+    """
     if not 1 <= k <= vocab_size:
         raise DataError(
             f"loss.targets.k must be between 1 and {vocab_size:,} (the vocabulary), got {k:,}"
         )
-    settings = TargetSettings(
-        vocab_fingerprint=student_vocab_fingerprint,
-        template_fingerprint=student_template_fingerprint
-        or template_fingerprint(teacher.tokenizer),
-        vocab_size=vocab_size,
-        k=k,
-        temperature=temperature,
-        teacher=identity_of(teacher),
-    )
-    writer = TargetWriter(store_path, settings)
+    return TargetSettings(vocab_size=vocab_size, k=k, **settings)
+
+
+def score_into(
+    writer: TargetWriter,
+    teacher: WhiteBoxModel,
+    rendered_rows: Sequence[Rendered],
+    *,
+    batch_tokens: int = 4096,
+    shard_seconds: float = 30.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """As `score`, into a store that is being written; rows that it has are left alone.
+
+    Raises:
+        VocabMismatch: If the store's tokenizer is another than the teacher's.
+    """
+    settings = writer.settings
+    check_same_vocabulary(teacher.vocab_fingerprint, settings.vocab_fingerprint)
     rows = {content_key(row.ids, row.loss_mask): row for row in rendered_rows}
     missing = [(key, row) for key, row in rows.items() if key not in writer]
     done = len(rows) - len(missing)
@@ -86,7 +122,6 @@ def score(
             pending, flushed_at = _Pending([], [], 0.0), time.monotonic()
         if on_progress is not None:
             on_progress(done, len(rows))
-    return writer.finish()
 
 
 @dataclass

@@ -102,7 +102,8 @@ def fine_tune_student(
 
     Args:
         targets: The teacher's probabilities for every training row; None for `sft`. Where
-            the validation rows have targets too, their loss chooses the best step.
+            all validation rows have targets too, that loss chooses the best step, else the
+            loss on their text.
         checkpoint_seconds: Least time between two checkpoints; stretched so that writing
             them takes at most a twentieth of the time.
 
@@ -145,9 +146,12 @@ class Training:
         self.optimizer = _optimizer(self.parameters, train)
         self.plan = StepPlan(tuple(len(row.ids) for row in train_rows), train)
         self.best: dict[str, Tensor] | None = None
-        keys = [content_key(r.ids, r.loss_mask).hex() for r in (*train_rows, *validation_rows)]
+        keys = [content_key(r.ids, r.loss_mask) for r in (*train_rows, *validation_rows)]
+        # All or none: a mean over two kinds of loss would depend on who is in which batch.
+        watched, names = keys[len(train_rows) :], [key.hex() for key in keys]
+        self._watches_targets = targets is not None and all(key in targets for key in watched)
         settings = None if targets is None else targets.manifest
-        fingerprint = content_hash(train, loss, keys, settings, _signature(student.model))
+        fingerprint = content_hash(train, loss, names, settings, _signature(student.model))
         self.state = TrainState(fingerprint=fingerprint)
 
     @property
@@ -301,9 +305,9 @@ class Training:
     def _targets(self, rows: Sequence[Rendered]) -> TeacherTargets | None:
         if self.targets is None:
             return None
+        if not self.student.model.training and not self._watches_targets:
+            return None
         keys = [content_key(row.ids, row.loss_mask) for row in rows]
-        if not self.student.model.training and any(key not in self.targets for key in keys):
-            return None  # validation rows without targets are judged by their text
         ids, logprobs = zip(*map(self.targets.lookup, keys), strict=True)
         device = self.student.device
         return TeacherTargets(

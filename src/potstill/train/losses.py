@@ -92,7 +92,8 @@ def forward_kl_topk(
     Args:
         student_NV: Student logits. Any float dtype; computed in float32.
         ids_NK: Teacher token ids, int64, distinct along K.
-        logprobs_NK: Their log-probabilities under the softened teacher, nats.
+        logprobs_NK: Their log-probabilities under the softened teacher, nats. Minus infinity
+            where fewer than K are known: the id repeats another one and counts no second time.
         temperature: T > 0, the same as at capture.
 
     Returns:
@@ -100,13 +101,15 @@ def forward_kl_topk(
     """
     _check_temperature(temperature)
     z_NV = student_NV.float() / temperature if temperature != 1.0 else student_NV.float()
-    z_NK = z_NV.gather(-1, ids_NK)
+    is_known_NK = logprobs_NK > -torch.inf
+    z_NK = z_NV.gather(-1, ids_NK).masked_fill(~is_known_NK, ABSENT)
     # 1 - sum(q_k) would be rounding noise for a confident student; the tail's own
     # log-sum-exp is exact, and then log(sum of all) needs no second pass over V.
     tail_lse_N = z_NV.scatter(-1, ids_NK, ABSENT).logsumexp(-1)
     lse_N = torch.logaddexp(z_NK.logsumexp(-1), tail_lse_N)
     log_p_NK = logprobs_NK.detach().float()
     p_NK = log_p_NK.exp()
+    log_p_NK = log_p_NK.masked_fill(~is_known_NK, 0.0)  # 0 * -inf would be no number
     kl_N = (p_NK * (log_p_NK - (z_NK - lse_N[:, None]))).sum(-1)
     if ids_NK.shape[-1] < student_NV.shape[-1]:
         tail_p_N = (1 - p_NK.sum(-1)).clamp_min(0)

@@ -1,0 +1,208 @@
+"""Stage score: the teacher's probabilities of its accepted answers, once, for every epoch.
+
+What came with the answers is used as it is. The rest is computed from the teacher's weights
+where they are on this machine; behind an endpoint there is no second look.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.data.render import render, template_fingerprint, vocab_fingerprint
+from potstill.errors import AnswersLost, DataError
+from potstill.models.catalog import ModelRef
+from potstill.models.fingerprint import weights_identity
+from potstill.pipeline.context import Context, wait, weights_key
+from potstill.pipeline.preflight import is_plainly_sampled, logprobs_mode, place_key, teacher_ref
+from potstill.pipeline.teach import SPLITS, accepted_rows, answered, lessons_key, student_tokenizer
+from potstill.rundir import read_jsonl
+from potstill.targets.store import TargetWriter
+from potstill.teach.accept import accepted_id
+from potstill.teach.kept import TEXTS, Kept, Lesson, Misfit, Source, keep
+from potstill.teach.ledger import Ledger
+from potstill.teach.prompts import lessons, teacher_prompt
+from potstill.teach.requests import with_answers
+from potstill.types import Message, Record, Response
+
+MOST_UNUSABLE = 0.5
+"""Share of the accepted answers that may have no probabilities, where they cannot be computed."""
+
+
+def score(ctx: Context) -> None:
+    """Keeps the teacher's probabilities of its accepted answers, once, for every epoch.
+
+    Raises:
+        DataError: If the teacher is an endpoint, and more than `MOST_UNUSABLE` of its answers
+            came without probabilities that can be learned from.
+    """
+    config, run = ctx.config, ctx.run
+    teacher = teacher_ref(ctx)
+    inputs = (
+        config.loss.targets,
+        config.loss.temperature,
+        config.train.max_tokens,
+        weights_key(place_key(ctx, config.teacher)),
+        run.accepted,
+        run.accepted_validation,
+        *lessons_key(ctx),
+        *((config.teacher.model, logprobs_mode(ctx)) if teacher.kind == "endpoint" else ()),
+    )
+    ctx.stage("score", inputs, lambda: _score(ctx, teacher))
+
+
+def _score(ctx: Context, teacher: ModelRef) -> dict[str, Any]:
+    from potstill.teach.score import target_settings
+
+    loss, run = ctx.config.loss, ctx.run
+    tokenizer = student_tokenizer(ctx)
+    settings = target_settings(
+        len(tokenizer),
+        k=loss.targets.k,
+        temperature=loss.temperature,
+        vocab_fingerprint=vocab_fingerprint(tokenizer),
+        template_fingerprint=template_fingerprint(tokenizer),
+        teacher=_identity(ctx, teacher),
+    )
+    writer = TargetWriter(run.targets, settings)
+    is_remote = teacher.kind == "endpoint"
+    kept = _keep(ctx, writer, tokenizer, is_remote=is_remote)
+    if not kept.rows:
+        accepted_rows(ctx, tokenizer, "train")  # says it where all are too long
+    missing = [key for key in kept.misfits if key not in writer]
+    # What was computed before an interruption did not come with the answers either.
+    reasons = Counter(kept.misfits[key] for key in (missing if is_remote else kept.misfits))
+    if missing and is_remote:
+        _tell_unusable(ctx, reasons, len(kept.rows))
+    elif missing:
+        _compute(ctx, teacher, writer, [kept.rows[key] for key in missing])
+    manifest = writer.finish()
+    facts = manifest.model_dump(exclude={"shards", "settings"})
+    num_kept, num_missing = len(kept.rows) - reasons.total(), reasons.total()
+    text = f"{len(kept.rows):,} answers, the {settings.k} largest of {settings.vocab_size:,} "
+    text += f"probabilities a token; {num_kept:,} came with the answers"
+    if num_missing:
+        verb = "left out" if is_remote else "computed"
+        text += f", {num_missing:,} {verb} ({_listed(reasons)})"
+    counts = {"num_kept": num_kept, "num_missing": num_missing, "reasons": dict(reasons)}
+    return {**facts, **counts, "text": text}
+
+
+def _keep(ctx: Context, writer: TargetWriter, tokenizer: Any, *, is_remote: bool) -> Kept:
+    source = Source(logprobs_mode(ctx), is_plainly_sampled(ctx.config.generation))
+    tell = ctx.progress("score")
+
+    def kept(answers: Ledger | None) -> Kept:
+        every = _lessons(ctx, tokenizer, answers)
+        return keep(every, writer, source=source, tokenizer=tokenizer, on_progress=tell)
+
+    try:
+        with Ledger(ctx.run.responses) as answers:
+            return kept(answers)
+    except AnswersLost as error:
+        if is_remote:
+            ctx.run.mark("teach").unlink(missing_ok=True)
+            raise
+        ctx.tell("score", "note", f"what came with the answers is not used: {error}")
+        return kept(None)
+
+
+def _compute(ctx: Context, ref: ModelRef, writer: TargetWriter, rows: list[Any]) -> None:
+    """Asks the teacher's weights for the probabilities of what it answered."""
+    from potstill.models.local import LocalModel
+    from potstill.teach.score import score_into
+
+    teacher = LocalModel(ref, batch_size=ctx.config.generation.batch_size)
+    try:
+        score_into(writer, teacher, rows, on_progress=ctx.progress("score"))
+    finally:
+        wait(teacher.close())
+
+
+def _tell_unusable(ctx: Context, reasons: Counter[Misfit], num_rows: int) -> None:
+    number = reasons.total()
+    text = f"{number:,} of {num_rows:,} accepted answers have no probabilities to learn from: "
+    text += "; ".join(f"{count:,} {TEXTS[reason]}" for reason, count in reasons.most_common())
+    if number > MOST_UNUSABLE * num_rows:
+        raise DataError(
+            f"{text}. An endpoint cannot be asked for the probabilities of a given text, and from "
+            f"so few the student would learn another task; use loss.kind: sft, which learns all "
+            f"of them, or a teacher whose weights are on this machine"
+        )
+    ctx.tell("score", "note", f"{text}; the student learns without them")
+
+
+def _lessons(ctx: Context, tokenizer: Any, answers: Ledger | None) -> Iterator[Lesson]:
+    """Every row that is learned or watched, with the answer that it was made of.
+
+    Args:
+        answers: None where they are not to be looked at.
+    """
+    for split in SPLITS:
+        path = ctx.run.accepted if split == "train" else ctx.run.accepted_validation
+        accepted = {record.id: record for record in read_jsonl(path, Record)}
+        for asked, responses in answered(ctx, answers, split) if answers else ():
+            samples: dict[int, dict[int, Response]] = {}
+            for response in responses:
+                samples.setdefault(response.sample, {})[response.turn] = response
+            for sample, turns in sorted(samples.items()):
+                found = accepted.pop(accepted_id(asked, sample), None)
+                if found is not None:
+                    yield from _lessons_of(ctx, tokenizer, split, found, asked, turns)
+        for found in accepted.values():
+            yield from _lessons_of(ctx, tokenizer, split, found, found, {})
+
+
+def _lessons_of(
+    ctx: Context,
+    tokenizer: Any,
+    split: str,
+    accepted: Record,
+    asked: Record,
+    turns: Mapping[int, Response],
+) -> Iterator[Lesson]:
+    """The lessons of one accepted answer, or of one conversation.
+
+    Args:
+        asked: The record as it was before it was answered.
+        turns: The answers to it, by turn.
+    """
+    generation, limit = ctx.config.generation, ctx.config.train.max_tokens
+    prompts = _prompts(ctx, asked, turns)
+    rows = lessons(accepted, generation) if split == "train" else (accepted,)
+    for record in rows:
+        for number, turn in enumerate(ctx.task.turns(record)):
+            if turn.reference is None:
+                continue
+            row = render(tokenizer, turn.messages, turn.reference, max_tokens=limit)
+            if row is not None:
+                is_as_asked = prompts.get(number) == turn.messages
+                yield Lesson(row, turn.reference, turns.get(number), is_as_asked)
+
+
+def _prompts(
+    ctx: Context, asked: Record, turns: Mapping[int, Response]
+) -> dict[int, tuple[Message, ...]]:
+    """What the teacher was asked in each turn that it answered, its own words before it."""
+    prompts, found = ctx.task.turns(asked), {}
+    said = [turns[turn].text for turn in sorted(turns)]
+    for turn in range(min(len(said), len(prompts))):
+        prompt = with_answers(prompts, turn, said)
+        found[turn] = teacher_prompt(prompt, ctx.config.generation).messages
+    return found
+
+
+def _listed(reasons: Counter[Misfit]) -> str:
+    return ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons.most_common())
+
+
+def _identity(ctx: Context, teacher: ModelRef) -> str:
+    """What tells the teacher's probabilities from others'."""
+    if teacher.kind == "endpoint":
+        return f"{teacher.source} {ctx.config.teacher.model or teacher.model or ''}".strip()
+    from potstill.models.weights import cached_folder
+
+    is_file = teacher.kind == "gguf"
+    return weights_identity(Path(teacher.source) if is_file else cached_folder(teacher))
