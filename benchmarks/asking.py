@@ -207,7 +207,7 @@ def resume_apart(rows: int, work: Path | None) -> dict[str, float]:
 async def fill(folder: Path, number: int) -> None:
     """Answers that an earlier run has kept, which was stopped at half its rows."""
     asked = JsonLines(folder / "records.jsonl", Record)
-    requests = Requests(Instant.name, lambda record: record.messages, QA, CONFIG, 0)
+    requests = Requests(Instant(), QA, CONFIG, 0)
     with Ledger(folder) as ledger:
         chains = (requests.chain(n, record, 0) for n, record in enumerate(asked))
         first = [chain.first.key for chain in itertools.islice(chains, 16)]

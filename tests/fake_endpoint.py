@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -198,3 +199,29 @@ async def serving(fake: FakeEndpoint) -> AsyncIterator[FakeEndpoint]:
         yield fake
     finally:
         await runner.cleanup()
+
+
+@contextlib.contextmanager
+def served(*fakes: FakeEndpoint) -> Iterator[None]:
+    """Runs servers in a thread with an event loop of its own."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+
+    async def main():
+        async with contextlib.AsyncExitStack() as stack:
+            for fake in fakes:
+                await stack.enter_async_context(serving(fake))
+            done = loop.create_future()
+            served.stop = lambda: loop.call_soon_threadsafe(done.set_result, None)
+            ready.set()
+            await done
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
+    thread.start()
+    assert ready.wait(10)
+    stop = served.stop
+    try:
+        yield
+    finally:
+        stop()
+        thread.join()
+        loop.close()

@@ -367,9 +367,10 @@ class Watch:
         loss = config.loss.kind
         if loss != "sft":
             loss += f", T = {config.loss.temperature:g}"
+        teachers = ", ".join(_short(teacher.place) for teacher in config.teachers)
         parts = [
             config.name,
-            f"{_short(config.teacher.place)} -> {_short(config.student.place)}",
+            f"{teachers} -> {_short(config.student.place)}",
             loss,
             str(folder.path),
         ]

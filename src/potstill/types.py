@@ -137,6 +137,9 @@ class Response(Noun):
     """Money in the price table's currency; None where no price is known."""
 
     model: str = ""
+    teacher: str = ""
+    """Which of several teachers said it; empty where there is one."""
+
     fingerprint: str = ""
     """Hash of prompt, model and sampling: the same request has the same fingerprint."""
 
@@ -231,7 +234,7 @@ class Evaluation(Noun):
 
     fingerprint: str = ""
     format: str = ""
-    """huggingface, gguf, endpoint, plain."""
+    """huggingface, gguf, endpoint, plain; several where more than one teacher answers."""
 
     num_parameters: int | None = None
     disk_bytes: int | None = None

@@ -1,12 +1,9 @@
 """Teachers are asked rows with known answers once, and a run says what its own one is worth."""
 
-import asyncio
-import contextlib
 import json
-import threading
 
 import pytest
-from fake_endpoint import FakeEndpoint, completion, serving
+from fake_endpoint import FakeEndpoint, completion, served
 
 from potstill.cli import main
 from potstill.config import dump_config, parse_config
@@ -27,32 +24,6 @@ def right(body):
 
 def wrong(body):
     return completion("nonsense")
-
-
-@contextlib.contextmanager
-def served(*fakes):
-    """Runs servers in a thread with an event loop of its own."""
-    ready, loop = threading.Event(), asyncio.new_event_loop()
-
-    async def main():
-        async with contextlib.AsyncExitStack() as stack:
-            for fake in fakes:
-                await stack.enter_async_context(serving(fake))
-            done = loop.create_future()
-            served.stop = lambda: loop.call_soon_threadsafe(done.set_result, None)
-            ready.set()
-            await done
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(main(),))
-    thread.start()
-    assert ready.wait(10)
-    stop = served.stop
-    try:
-        yield
-    finally:
-        stop()
-        thread.join()
-        loop.close()
 
 
 @pytest.fixture(scope="module")

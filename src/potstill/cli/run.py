@@ -66,9 +66,7 @@ def run(
     overrides: Overrides = None,
     accept_terms: Annotated[
         bool,
-        typer.Option(
-            "--accept-terms", help="You may train on this teacher's outputs all the same."
-        ),
+        typer.Option("--accept-terms", help="You may train on the teachers' outputs all the same."),
     ] = False,
     runs: Runs = RUNS,
     json: Json = False,
@@ -169,7 +167,8 @@ def _distill(
     job, folder = read_config(config_file, overrides, runs)
     wanted = job.config
     if accept_terms:
-        teacher = wanted.teacher.model_copy(update={"accept_terms": True})
+        all_of_them = [t.model_copy(update={"accept_terms": True}) for t in wanted.teachers]
+        teacher = tuple(all_of_them) if len(all_of_them) > 1 else all_of_them[0]
         wanted = wanted.model_copy(update={"teacher": teacher})
     models = find_models()
     from potstill.pipeline import distill

@@ -2,13 +2,7 @@
 
 from potstill.config.asked import OPEN_TASKS, DataGenerationConfig
 from potstill.config.checks import CheckLimits
-from potstill.config.data import (
-    PERSONAL_KINDS,
-    FeedbackConfig,
-    FieldTest,
-    PrivacyConfig,
-    Where,
-)
+from potstill.config.data import PERSONAL_KINDS, FeedbackConfig, PrivacyConfig
 from potstill.config.file import (
     config_keys,
     dump_config,
@@ -22,10 +16,11 @@ from potstill.config.models import (
     LogprobsMode,
     PriceConfig,
     PruneConfig,
-    Section,
     StudentConfig,
     TeacherConfig,
 )
+from potstill.config.rules import FieldTest, Where
+from potstill.config.section import Section
 from potstill.config.sections import (
     NAME_PATTERN,
     TASKS,
@@ -33,6 +28,7 @@ from potstill.config.sections import (
     DistillConfig,
     EvaluateConfig,
 )
+from potstill.config.teachers import asked_of_all
 from potstill.config.training import AdapterConfig, LossConfig, TargetsConfig, TrainConfig
 
 __all__ = [
@@ -61,6 +57,7 @@ __all__ = [
     "TeacherConfig",
     "TrainConfig",
     "Where",
+    "asked_of_all",
     "config_keys",
     "dump_config",
     "json_schema",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from potstill.config.models import Section
+from potstill.config.section import Section
 
 if TYPE_CHECKING:
     from potstill.config.sections import DistillConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from potstill.config.models import Section
+from potstill.config.section import Section
 
 
 class CheckLimits(Section):

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from potstill.config.models import Section
+from potstill.config.models import TeacherConfig
+from potstill.config.section import Section
 from potstill.config.sections import DistillConfig
 from potstill.errors import ConfigError
 
@@ -134,6 +135,9 @@ def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     *parents, last = keys
     for depth, parent in enumerate(parents):
         below = tree.get(parent)
+        if isinstance(below, list) and depth == 0 and parent == "teacher":
+            _assign_in_list(below, keys[1:], value)
+            return
         if isinstance(below, str) and depth == 0 and parent in ("teacher", "student"):
             below = {"source": below}
         if not isinstance(below, dict):
@@ -141,6 +145,18 @@ def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         tree[parent] = below
         tree = below
     tree[last] = value
+
+
+def _assign_in_list(teachers: list[Any], keys: Sequence[str], value: Any) -> None:
+    number, *inner = keys
+    if not (number.isdecimal() and int(number) < len(teachers)):
+        raise ConfigError(
+            f"teacher.{number}: teacher is a list of {len(teachers)} here; say which one is meant, "
+            f"as in teacher.0.key=env:NAME, counted from 0"
+        )
+    holder = {"teacher": teachers[int(number)]}
+    _assign(holder, ["teacher", *inner], value)
+    teachers[int(number)] = holder["teacher"]
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -182,8 +198,13 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         files["privacy"] = data.privacy.model_copy(update={"names": anchor(names)})
     gold = config.evaluate.gold_data
     gold = anchor(gold) if gold else None
-    teacher = config.teacher
-    places = ("source", "model") if teacher.launch else ("source",)
+
+    def anchor_teacher(teacher: TeacherConfig) -> TeacherConfig:
+        places = ("source", "model") if teacher.launch else ("source",)
+        found = {name: anchor_model(getattr(teacher, name)) for name in places}
+        return teacher.model_copy(update=found)
+
+    teachers = tuple(anchor_teacher(teacher) for teacher in config.teachers)
     student = config.student
     if student.prune:
         cut = student.prune.model_copy(update={"from_": anchor_model(student.prune.from_)})
@@ -195,9 +216,7 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
             "train_data": tuple(anchor(path) for path in config.train_data),
             "data": data.model_copy(update=files),
             "evaluate": config.evaluate.model_copy(update={"gold_data": gold}),
-            "teacher": teacher.model_copy(
-                update={name: anchor_model(getattr(teacher, name)) for name in places}
-            ),
+            "teacher": teachers if len(teachers) > 1 else teachers[0],
             "student": student,
         }
     )

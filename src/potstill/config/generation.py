@@ -30,6 +30,22 @@ class GenerationConfig(RowsConfig):
     """For `choose: best`: the function that scores an answer, `module:attribute` (record and
     response to a number, higher is better)."""
 
+    teachers: Literal["route", "fallback", "vote"] = "route"
+    """Of several teachers: each prompt goes to the first one whose rule (`when`) holds; or to the
+    first one, and to the next where that fails; or to all, and an answer counts that
+    `min_agreement` of them give."""
+
+    fallback_checks: tuple[Literal["finished", "not_refusal", "task"], ...] = (
+        "finished",
+        "not_refusal",
+    )
+    """For `teachers: fallback`: checks whose failure hands a prompt to the next teacher, as no
+    answer at all always does."""
+
+    min_agreement: int = Field(2, ge=2)
+    """For `teachers: vote`: how many teachers must give the same answer; else all of them are
+    rejected, as `disagrees`."""
+
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     """Endpoints only: lowers tokens by how often they stand in the answer already."""
 

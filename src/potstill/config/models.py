@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, no unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+from potstill.config.rules import Where
+from potstill.config.section import Section
 
 
 def _as_source(value: Any) -> Any:
@@ -97,6 +92,10 @@ class TeacherConfig(Section):
     accept_terms: bool = False
     """You have read the teacher's terms, which forbid to train on its outputs, and may all the
     same. Without it such a run is refused, where the catalogue knows the terms."""
+
+    when: Where | None = None
+    """Of several teachers, with `generation.teachers: route`: which prompts this one answers, a
+    rule on their metadata as in `data.where`. The last teacher may have none and takes the rest."""
 
     timeout_seconds: float = Field(120.0, gt=0)
     """How long one request may take before it is tried again."""

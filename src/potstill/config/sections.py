@@ -17,9 +17,12 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.config.asked import DataGenerationConfig, asked_problems
 from potstill.config.checks import CheckLimits
-from potstill.config.data import FeedbackConfig, Privacy, PrivacyConfig, Where, contradictions
+from potstill.config.data import FeedbackConfig, Privacy, PrivacyConfig, contradictions
 from potstill.config.generation import GenerationConfig
-from potstill.config.models import Section, Student, Teacher
+from potstill.config.models import Student, TeacherConfig
+from potstill.config.rules import Where
+from potstill.config.section import Section
+from potstill.config.teachers import Teachers, teachers_problems
 from potstill.config.training import LossConfig, TrainConfig
 
 TaskName = Literal[
@@ -156,8 +159,9 @@ class DistillConfig(Section):
     task: TaskName
     """What kind of question the records ask."""
 
-    teacher: Teacher
-    """The model that answers: short name, folder, `file.gguf`, URL, or a mapping."""
+    teacher: Teachers
+    """The model that answers: short name, folder, `file.gguf`, URL, or a mapping; or a list of
+    such, several teachers, which `generation.teachers` says the parts of."""
 
     student: Student
     """The model that learns: short name, folder, or a mapping."""
@@ -186,6 +190,7 @@ class DistillConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillConfig:
         problems = contradictions(self.data, self.generation) + asked_problems(self)
+        problems += teachers_problems(self)
         generation = self.generation
         if generation.num_responses > 1 and generation.temperature == 0:
             problems.append(
@@ -217,8 +222,11 @@ class DistillConfig(Section):
             )
         if (generation.choose == "best") != (generation.best_by is not None):
             problems.append("generation.choose: best and generation.best_by need each other")
-        if generation.max_cost is not None and self.teacher.price is None:
-            problems.append("generation.max_cost needs teacher.price: {input: ..., output: ...}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def teachers(self) -> tuple[TeacherConfig, ...]:
+        """Every teacher, in the order of the file."""
+        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from potstill.config.models import Section
+from potstill.config.section import Section
 
 
 class TargetsConfig(Section):

@@ -158,6 +158,12 @@ def _asked_lines(report: Report) -> list[str]:
     """How many rows were wanted, and how many prompts a person wrote."""
     found = report.data.get("quality") or {}
     lines: list[str] = []
+    for label, said in (report.data.get("teachers") or {}).items():
+        cost = f", cost {said['cost']:.4f}" if said["cost"] else ""
+        lines.append(
+            f"{label}: {said['answers']:,} answers, {said['failed']:,} failures, "
+            f"{said['accepted']:,} accepted rows{cost}"
+        )
     rounds = report.data.get("rounds") or []
     if rounds:
         num_asked = sum(one["asked"] for one in rounds)

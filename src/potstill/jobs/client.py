@@ -91,7 +91,7 @@ class Jobs:
         """
         dialect = understand(job)
         _refuse_missing_files(dialect.config)
-        for place in (dialect.config.teacher.place, dialect.config.student.place):
+        for place in _places(dialect.config):
             find_model(place, workspace=self._workspace.models)
         fingerprint = self._fingerprint(dialect.config)
         config = dialect.config
@@ -249,9 +249,13 @@ class Jobs:
     def _fingerprint(self, config: DistillConfig) -> str:
         """What makes two submissions the same: settings, data, and what the names stand for."""
         tree = config.model_dump(mode="json", by_alias=True, exclude={"name"})
-        places = [config.teacher.place, config.student.place]
-        meant = [self._workspace.models.get(place) for place in places]
+        meant = [self._workspace.models.get(place) for place in _places(config)]
         return content_hash(tree, meant, *_files(config))
+
+
+def _places(config: DistillConfig) -> list[str]:
+    """Where the models are, as the config says it."""
+    return [*(teacher.place for teacher in config.teachers), config.student.place]
 
 
 def _files(config: DistillConfig) -> list[Path]:

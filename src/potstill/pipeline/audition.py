@@ -84,8 +84,8 @@ def audition(
     A candidate that cannot be asked is a row with the reason. The same call again asks nothing.
 
     Args:
-        teachers: Names, folders, files or URLs; the config's own teacher by default, whose place
-            stands for all of its settings.
+        teachers: Names, folders, files or URLs; the config's own teachers by default, each asked
+            all rows alone. The place of one of them stands for all of its settings.
         students: Untouched students; the config's own by default.
         num_rows: Training rows with known answers that are asked, where there are so many.
 
@@ -140,11 +140,11 @@ def _entries(
 ) -> tuple[list[_Entry], list[str]]:
     """The candidates with names that differ, and what is to be said about them."""
     config, warnings = ctx.config, []
-    own = config.teacher
+    own = {name: one for one in reversed(config.teachers) for name in (one.model, one.place)}
     asked = [
-        own if place in (own.place, own.model) else TeacherConfig(source=place)
-        for place in dict.fromkeys(teachers)
-    ] or [own]
+        own.get(place) or TeacherConfig(source=place) for place in dict.fromkeys(teachers)
+    ] or list(config.teachers)
+    is_alone = len(config.teachers) == 1
     pupils = [StudentConfig(source=place) for place in dict.fromkeys(students)]
     if not pupils and config.student.prune is None:
         pupils = [config.student]
@@ -157,7 +157,8 @@ def _entries(
     for model in (*asked, *pupils):
         name = _free_name(_name_of(model), names)
         names[name] = None
-        entries.append(_Entry(name, model, ctx.secrets.get("teacher") if model is own else None))
+        is_own = is_alone and model is config.teacher
+        entries.append(_Entry(name, model, ctx.secrets.get("teacher") if is_own else None))
     return entries, warnings
 
 

@@ -53,6 +53,7 @@ def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
     quality = Quality(ctx.task)
     counts: Counter[str] = Counter({f"num_{split}": 0 for split in places})
     reasons: Counter[str] = Counter()
+    by_teacher: Counter[str] = Counter()
     tell = ctx.progress("check")
     with judges(ctx) as judged, scratch(run.data) as database, whole_file(run.rejected) as dropped:
         set_checks, facts = _set_checks(ctx, database)
@@ -64,6 +65,8 @@ def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
                     for record in outcome.accepted:
                         kept.write(json_line(record))
                         counts[f"num_{split}"] += 1
+                        if len(ctx.config.teachers) > 1:
+                            by_teacher[str(record.metadata.get("teacher"))] += 1
                         if split == "train":
                             quality.add(record)
                     for rejection in outcome.rejected:
@@ -86,6 +89,7 @@ def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
         **counts,
         "num_rejected": reasons.total(),
         "reasons": dict(reasons.most_common()),
+        **({"teachers": dict(by_teacher)} if by_teacher else {}),
         "quality": found,
         "text": text,
     }

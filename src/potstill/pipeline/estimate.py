@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from potstill.config import PriceConfig
+from potstill.config import TeacherConfig
 from potstill.models.catalog import ModelRef
+from potstill.models.several import labels_of, route
 from potstill.pipeline.context import Context
 from potstill.pipeline.data import load, split
-from potstill.pipeline.preflight import teacher_ref
+from potstill.pipeline.preflight import ref_of
 from potstill.rundir import JsonLines, LedgerDir, RunDir
 from potstill.teach.outcomes import response_of
 from potstill.teach.prompts import teacher_prompt
@@ -22,6 +23,13 @@ from potstill.types import Message, Noun, Record
 
 MOST_ROWS = 200
 """Records that are looked at; the others are taken to be like them."""
+
+_ABOUT = {
+    "route": "each record is reckoned for the teacher whose rule holds for it",
+    "fallback": "likely is what the first teacher takes alone, most what all of them take that "
+    "are asked every prompt; requests are the first one's",
+    "vote": "every teacher is asked every prompt",
+}
 
 _MOST_ANSWERS = 1000
 _FEWEST_ANSWERS = 10
@@ -84,8 +92,7 @@ def estimate(ctx: Context) -> Forecast:
 
 
 def _forecast(ctx: Context, num_records: int, sample: Sequence[Record]) -> Forecast:
-    config, notes = ctx.config, []
-    generation, ref = config.generation, teacher_ref(ctx)
+    config = ctx.config
     if config.data.logged_answers == "reuse":
         nothing = Range(low=0, likely=0, most=0)
         return Forecast(
@@ -96,15 +103,87 @@ def _forecast(ctx: Context, num_records: int, sample: Sequence[Record]) -> Forec
             answer_tokens=nothing,
             notes=("data.logged_answers: reuse asks no teacher",),
         )
+    several = len(config.teachers) > 1
+    notes = [_ABOUT[config.generation.teachers]] if several else []
+    parts: list[Forecast] = []
+    is_known = True
+    for number, teacher in enumerate(config.teachers):
+        label = f"{labels_of(config.teachers)[number]}: " if several else ""
+        some = [record for record in sample if _is_asked(ctx, number, record)]
+        scale = num_records / len(sample) * config.generation.num_responses
+        if not some:
+            continue
+        one = _of_one(ctx, teacher, some, scale)
+        is_known = is_known and (one.cost is not None or ref_of(ctx, teacher).kind != "endpoint")
+        if number and config.generation.teachers == "fallback":
+            one = _in_reserve(one)
+        notes += [label + note for note in one.notes]
+        parts.append(one)
+    if len(sample) < num_records:
+        notes.append(f"{len(sample):,} of {num_records:,} records were looked at")
+    costs = [part.cost for part in parts if part.cost is not None]
+    return Forecast(
+        num_records=num_records,
+        num_looked_at=len(sample),
+        num_requests=sum(part.num_requests for part in parts),
+        prompt_tokens=_sum([part.prompt_tokens for part in parts]),
+        answer_tokens=_sum([part.answer_tokens for part in parts]),
+        cost=_sum(costs) if costs and is_known else None,
+        seconds=_longest([part.seconds for part in parts if part.seconds]),
+        notes=tuple(notes),
+    )
+
+
+def _is_asked(ctx: Context, number: int, record: Record) -> bool:
+    """Whether a teacher may be asked a record."""
+    rules = [teacher.when for teacher in ctx.config.teachers]
+    return ctx.config.generation.teachers != "route" or route(record, rules) == number
+
+
+def _in_reserve(one: Forecast) -> Forecast:
+    """What a teacher takes that is asked only where those before it fail: perhaps nothing."""
+
+    def perhaps(found: Range | None) -> Range | None:
+        return found and Range(low=0, likely=0, most=found.most)
+
+    names = ("prompt_tokens", "answer_tokens", "cost", "seconds")
+    return one.model_copy(
+        update={"num_requests": 0, **{name: perhaps(getattr(one, name)) for name in names}}
+    )
+
+
+def _sum(ranges: Sequence[Range]) -> Range:
+    likely = [one.likely for one in ranges if one.likely is not None]
+    return Range(
+        low=sum(one.low for one in ranges),
+        likely=sum(likely) if len(likely) == len(ranges) else None,
+        most=sum(one.most for one in ranges),
+    )
+
+
+def _longest(ranges: Sequence[Range]) -> Range | None:
+    """Of times that pass together; None where none is known."""
+    if not ranges:
+        return None
+    likely = [one.likely for one in ranges if one.likely is not None]
+    return Range(
+        low=max(one.low for one in ranges),
+        likely=max(likely) if len(likely) == len(ranges) else None,
+        most=max(one.most for one in ranges),
+    )
+
+
+def _of_one(
+    ctx: Context, teacher: TeacherConfig, sample: Sequence[Record], scale: float
+) -> Forecast:
+    """What one teacher will take for so many records like these."""
+    generation, ref, notes = ctx.config.generation, ref_of(ctx, teacher), []
     size = _sizer(ref, notes)
     prompts = [
         (place, size(teacher_prompt(turn, generation).messages))
         for record in sample
         for place, turn in enumerate(ctx.task.turns(record))
     ]
-    scale = num_records / len(sample) * generation.num_responses
-    if len(sample) < num_records:
-        notes.append(f"{len(sample):,} of {num_records:,} records were looked at")
     if any(place for place, _ in prompts):
         notes.append("later turns are reckoned with the given answers; the teacher sees its own")
     # The teacher's own earlier answers may each be as long as an answer may be.
@@ -123,13 +202,13 @@ def _forecast(ctx: Context, num_records: int, sample: Sequence[Record]) -> Forec
         most=num_requests * limit,
     )
     return Forecast(
-        num_records=num_records,
+        num_records=len(sample),
         num_looked_at=len(sample),
         num_requests=round(num_requests),
         prompt_tokens=asked,
         answer_tokens=answers,
-        cost=_cost(config.teacher.price or ref.price, ref, asked, answers, notes),
-        seconds=_seconds(ctx, num_requests, asked, answers, notes),
+        cost=_cost(teacher, ref, asked, answers, notes),
+        seconds=_seconds(teacher, num_requests, asked, answers, notes),
         notes=tuple(notes),
     )
 
@@ -208,8 +287,9 @@ def _lengths_in_ledger(run: RunDir) -> list[int]:
 
 
 def _cost(
-    price: PriceConfig | None, ref: ModelRef, asked: Range, answers: Range, notes: list[str]
+    teacher: TeacherConfig, ref: ModelRef, asked: Range, answers: Range, notes: list[str]
 ) -> Range | None:
+    price = teacher.price or ref.price
     if price is None:
         why = "the teacher's price is not known; set teacher.price to see the cost"
         notes.append(why if ref.kind == "endpoint" else "a teacher on this machine has no price")
@@ -228,9 +308,8 @@ def _cost(
 
 
 def _seconds(
-    ctx: Context, num_requests: float, asked: Range, answers: Range, notes: list[str]
+    teacher: TeacherConfig, num_requests: float, asked: Range, answers: Range, notes: list[str]
 ) -> Range | None:
-    teacher = ctx.config.teacher
     if not (teacher.requests_per_minute or teacher.tokens_per_minute):
         notes.append("how fast the teacher answers is not known")
         return None

@@ -12,12 +12,11 @@ from potstill.examine.memory import disk_bytes
 from potstill.examine.run import evaluate as evaluate_model
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
-from potstill.models.private import guarded
 from potstill.pipeline.context import Context, decoding, prepared, wait
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.export import exported_files
 from potstill.pipeline.measure import Row, measure
-from potstill.pipeline.preflight import privacy_of, teacher_ref
+from potstill.pipeline.teachers import open_teachers, teachers_ref
 from potstill.pipeline.train import student_folder
 from potstill.protocols import ChatModel, resolve_attribute
 from potstill.rundir import read_jsonl, write_text
@@ -40,9 +39,9 @@ def rows_of(ctx: Context) -> list[Row]:
 
 
 def teacher_row(ctx: Context) -> Row:
-    """The teacher as a row, with the engine that is launched for it."""
-    engine = ctx.config.teacher.launch or ""
-    return Row("teacher", teacher_ref(ctx), is_teacher=True, engine=engine)
+    """The teacher, or several as one, as a row, with the engine that is launched for one."""
+    engine = (ctx.config.teachers[0].launch or "") if len(ctx.config.teachers) == 1 else ""
+    return Row("teacher", teachers_ref(ctx), is_teacher=True, engine=engine)
 
 
 def evaluate(ctx: Context) -> None:
@@ -64,10 +63,11 @@ def evaluate(ctx: Context) -> None:
 @contextlib.asynccontextmanager
 async def opened(ctx: Context, row: Row, batch_size: int) -> AsyncIterator[ChatModel]:
     """The row's model, closed again afterwards."""
-    place = ctx.config.teacher if row.is_teacher else row.ref
-    key = ctx.secrets.get("teacher") if row.is_teacher else None
-    opened = open_chat_model(place, workspace=ctx.workspace, batch_size=batch_size, key=key)
-    model: ChatModel = guarded(opened, privacy_of(ctx)) if row.is_teacher else opened
+    model: ChatModel = (
+        open_teachers(ctx, batch_size=batch_size)
+        if row.is_teacher
+        else open_chat_model(row.ref, workspace=ctx.workspace, batch_size=batch_size)
+    )
     try:
         await prepared(model, ctx.progress(f"evaluate-{row.role}"))
         yield model
@@ -78,6 +78,7 @@ async def opened(ctx: Context, row: Row, batch_size: int) -> AsyncIterator[ChatM
 def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
     run, settings = ctx.run, ctx.config.evaluate
     stage = f"evaluate-{row.role}"
+    is_several = len(ctx.config.teachers) > 1
 
     async def ask() -> Evaluation:
         async with opened(ctx, row, settings.batch_size) as model:
@@ -89,7 +90,7 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
                 metrics=settings.metrics,
                 sampling=decoding(ctx),
                 out_samples=run.samples(row.role),
-                format=row.ref.kind,
+                format="several" if row.is_teacher and is_several else row.ref.kind,
                 fingerprint=str(row.key),
                 num_parameters=getattr(model, "num_parameters", None),
                 disk_bytes=_disk_bytes(row),

@@ -13,8 +13,8 @@ from potstill.config import DataGenerationConfig, GenerationConfig
 from potstill.data.scratch import scratch
 from potstill.errors import DataError, TeacherError
 from potstill.pipeline.check import reasons_text, test_records, typical_prompts
-from potstill.pipeline.context import Context, wait, weights_key
-from potstill.pipeline.preflight import place_key, privacy_key
+from potstill.pipeline.context import Context, wait
+from potstill.pipeline.preflight import privacy_key, teacher_key
 from potstill.pipeline.teach import open_teacher
 from potstill.protocols import ChatModel
 from potstill.rundir import iter_jsonl, write_jsonl
@@ -58,9 +58,8 @@ def expand(ctx: Context) -> None:
         settings,
         _sampled(config.generation, settings),
         config.task,
-        config.teacher.model,
+        *teacher_key(ctx),
         *privacy_key(ctx),
-        weights_key(place_key(ctx, config.teacher)),
         run.train,
         run.validation,
         run.test,

@@ -11,6 +11,7 @@ from potstill.config import GenerationConfig
 from potstill.examine.run import Question, collect_samples, make_sample
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
+from potstill.models.several import SeveralTeachers
 from potstill.pipeline.context import Context, decoding, weights_key
 from potstill.protocols import ChatModel, Task
 from potstill.rundir import content_hash, iter_jsonl
@@ -42,7 +43,7 @@ def _first_turn(task: Task, record: Record) -> Record:
 
 def asked_once(config: GenerationConfig) -> GenerationConfig:
     """As the teacher is asked in the run, one answer a prompt; failures are counted, not fatal."""
-    changes = {"num_responses": 1, "choose": "all", "best_by": None}
+    changes = {"num_responses": 1, "choose": "all", "best_by": None, "teachers": "route"}
     return config.model_copy(update={**changes, "min_success_ratio": 0.0, "max_failures": None})
 
 
@@ -57,23 +58,32 @@ async def ask_teacher(
 ) -> tuple[Counts, list[Response]]:
     """The teacher's answers, from the run's ledger where it has them: the run asks them no more.
 
+    Where several vote, the most frequent answer to each prompt.
+
     Args:
         generation: How it is asked; as the config says by default.
 
     Raises:
         TeacherError, ConfigError: As `generate`.
     """
+    voices = teacher if isinstance(teacher, SeveralTeachers) and teacher.how == "vote" else None
+    config = asked_once(generation or ctx.config.generation)
+    if voices is not None:
+        config = config.model_copy(update={"num_responses": voices.num_voices})
     counts = await generate(
         teacher,
         records,
         ctx.run.responses,
         task=ctx.task,
-        config=asked_once(generation or ctx.config.generation),
+        config=config,
         part=part,
         on_progress=ctx.progress(stage),
     )
     with Ledger(ctx.run.responses) as ledger:
-        return counts, list(ledger.rows(part))
+        if voices is None:
+            return counts, list(ledger.rows(part))
+        rows = ledger.with_records(part, records)
+        return counts, [voices.voice(ctx.task.turns(one)[0], said) for one, said in rows]
 
 
 def samples_of(

@@ -8,14 +8,15 @@ from typing import Any
 from potstill.config import GenerationConfig, LogprobsMode, StudentConfig, TeacherConfig
 from potstill.data.privacy import Privacy
 from potstill.data.render import vocab_fingerprint
-from potstill.errors import ConfigError, TeacherRefused, VocabMismatch
+from potstill.errors import ConfigError, TeacherError, TeacherRefused, VocabMismatch
 from potstill.examine.metrics import get_metric
 from potstill.models.batches import in_batches
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
 from potstill.models.logprobs import num_told
+from potstill.models.several import labels_of
 from potstill.models.terms import terms_of
-from potstill.pipeline.context import Context, prepared, wait
+from potstill.pipeline.context import Context, prepared, wait, weights_key
 from potstill.protocols import resolve
 from potstill.types import Sampling
 
@@ -23,8 +24,9 @@ from potstill.types import Sampling
 def preflight(ctx: Context) -> None:
     """Refuses a run that cannot succeed, before anything is spent.
 
-    Names are resolved, a remote or launched teacher is called once, and for a loss on
-    probabilities the two tokenizers are compared, or an endpoint is made to tell some.
+    Names are resolved, each remote or launched teacher is called once, and for a loss on
+    probabilities the two tokenizers are compared, or an endpoint is made to tell some. Of
+    teachers that stand in for each other one must answer.
 
     Raises:
         ConfigError: An unknown model, metric, check or exporter; a loss on probabilities
@@ -52,18 +54,25 @@ def preflight(ctx: Context) -> None:
     if config.loss.kind != "sft":
         _refuse_without_probabilities(ctx, teacher, student)
     privacy_of(ctx)
-    if config.teacher.batch and teacher.kind != "endpoint":
+    if config.teachers[0].batch and teacher.kind != "endpoint":
         raise ConfigError(
             f"teacher.batch is for the batch interfaces of OpenAI and Anthropic, and "
-            f"{config.teacher.place} is a model on this machine; use teacher.batch: false"
+            f"{config.teachers[0].place} is a model on this machine; use teacher.batch: false"
         )
-    if (teacher.kind == "endpoint" or _launches(ctx)) and _asks_the_teacher(ctx):
-        wait(_dry_call(ctx))
+    refs = [ref_of(ctx, one) for one in config.teachers]  # all names are known before one is called
+    if _asks_the_teacher(ctx):
+        pairs = zip(config.teachers, refs, strict=True)
+        wait(_dry_calls(ctx, [t for t, r in pairs if r.kind == "endpoint" or _launches(ctx, t)]))
 
 
 def teacher_ref(ctx: Context) -> ModelRef:
-    """The teacher's place, resolved through workspace and catalogue."""
-    return find_model(ctx.config.teacher.place, workspace=ctx.workspace)
+    """The teacher's place, resolved through workspace and catalogue; of several the first one's."""
+    return ref_of(ctx, ctx.config.teachers[0])
+
+
+def ref_of(ctx: Context, teacher: TeacherConfig) -> ModelRef:
+    """The place of one teacher."""
+    return find_model(teacher.place, workspace=ctx.workspace)
 
 
 def required_logprobs(ctx: Context) -> int:
@@ -84,7 +93,7 @@ def asked_generation(ctx: Context) -> GenerationConfig:
 
 def logprobs_mode(ctx: Context) -> LogprobsMode | None:
     """What the config says that an endpoint's log-probabilities are."""
-    return ctx.config.teacher.logprobs_mode or teacher_ref(ctx).logprobs_mode
+    return ctx.config.teachers[0].logprobs_mode or teacher_ref(ctx).logprobs_mode
 
 
 def is_plainly_sampled(generation: GenerationConfig) -> bool:
@@ -93,14 +102,27 @@ def is_plainly_sampled(generation: GenerationConfig) -> bool:
     return generation.temperature == 1 == generation.top_p and not penalties
 
 
-def place_key(ctx: Context, model: TeacherConfig | StudentConfig) -> str:
-    """Where a model's weights are, for stage hashes."""
-    return find_model(model.place, workspace=ctx.workspace).source
+def place_key(
+    ctx: Context, model: TeacherConfig | StudentConfig | tuple[TeacherConfig, ...]
+) -> str:
+    """Where a model's weights are, for stage hashes; of several teachers the places of all."""
+    models = model if isinstance(model, tuple) else (model,)
+    return " ".join(find_model(one.place, workspace=ctx.workspace).source for one in models)
 
 
-def privacy_of(ctx: Context) -> Privacy:
-    """What is hidden from the config's teacher."""
-    return Privacy(ctx.config.data.privacy, leaves=teacher_ref(ctx).kind == "endpoint")
+def teacher_key(ctx: Context) -> tuple[Any, ...]:
+    """What tells the teachers from others, with the rules that choose them, for stage hashes."""
+    return tuple(
+        [t.model, t.launch, t.launch_arguments, t.when, weights_key(place_key(ctx, t))]
+        for t in ctx.config.teachers
+    )
+
+
+def privacy_of(ctx: Context, teacher: TeacherConfig | None = None) -> Privacy:
+    """What is hidden from a teacher; by default, what is hidden from any of the config."""
+    asked = ctx.config.teachers if teacher is None else (teacher,)
+    leaves = any(ref_of(ctx, one).kind == "endpoint" for one in asked)
+    return Privacy(ctx.config.data.privacy, leaves=leaves)
 
 
 def privacy_key(ctx: Context) -> tuple[Any, ...]:
@@ -116,25 +138,52 @@ def _asks_the_teacher(ctx: Context) -> bool:
     return config.data.logged_answers == "regenerate" or is_compared
 
 
-def _launches(ctx: Context) -> bool:
+def _launches(ctx: Context, teacher: TeacherConfig) -> bool:
     """Whether an engine is to be started that this run has not been answered by yet."""
-    return ctx.config.teacher.launch is not None and not ctx.run.facts("teach")
+    return teacher.launch is not None and not ctx.run.facts("teach")
 
 
 def _refuse_forbidden(ctx: Context) -> None:
     if ctx.config.data.logged_answers == "reuse":
         return  # whoever gave those answers, it is not the config's teacher
-    terms = terms_of(ctx.config.teacher, workspace=ctx.workspace)
-    if terms.train_on_outputs == "no" and not terms.accepted:
+    teachers = ctx.config.teachers
+    found = [terms_of(teacher, workspace=ctx.workspace) for teacher in teachers]
+    forbidden = [
+        (number, terms.text)
+        for number, terms in enumerate(found)
+        if terms.train_on_outputs == "no" and not terms.accepted
+    ]
+    if forbidden:
+        keys = ["teacher: {accept_terms: true}"]
+        if len(teachers) > 1:
+            keys = [f"teacher.{number}.accept_terms=true" for number, _ in forbidden]
         raise ConfigError(
-            f"{terms.text}. Take another teacher; or, if you have read them and may all the same, "
-            f"say so with potstill run --accept-terms or teacher: {{accept_terms: true}}"
+            f"{'; '.join(text for _, text in forbidden)}. Take another teacher; or, if you have "
+            f"read them and may all the same, say so with potstill run --accept-terms or "
+            f"{' '.join(keys)}"
         )
-    if terms.text:
-        ctx.tell("teach", "note", terms.text)
+    for terms in found:
+        if terms.text:
+            ctx.tell("teach", "note", terms.text)
 
 
-async def _dry_call(ctx: Context) -> None:
+async def _dry_calls(ctx: Context, teachers: list[TeacherConfig]) -> None:
+    """Calls each once; of those that stand in for each other, one that fails is told of."""
+    failures: list[TeacherError] = []
+    labels = dict(zip(ctx.config.teachers, labels_of(ctx.config.teachers), strict=True))
+    for teacher in teachers:
+        try:
+            await _dry_call(ctx, teacher)
+        except TeacherError as error:
+            failures.append(error)
+            is_alone = len(failures) == len(ctx.config.teachers)
+            if ctx.config.generation.teachers != "fallback" or is_alone:
+                raise
+            text = f"warning: {labels[teacher]} fails, so others take its place: {error}"
+            ctx.tell("teach", "note", text)
+
+
+async def _dry_call(ctx: Context, teacher: TeacherConfig) -> None:
     generation = asked_generation(ctx)
     sampling = Sampling(
         temperature=generation.temperature,
@@ -143,10 +192,11 @@ async def _dry_call(ctx: Context) -> None:
         frequency_penalty=generation.frequency_penalty,
         presence_penalty=generation.presence_penalty,
     )
+    is_alone = len(ctx.config.teachers) == 1
     model = open_chat_model(
-        ctx.config.teacher,
+        teacher,
         workspace=ctx.workspace,
-        key=ctx.secrets.get("teacher"),
+        key=ctx.secrets.get("teacher") if is_alone else None,
         top_logprobs=generation.logprobs,
     )
     required = required_logprobs(ctx)
@@ -157,7 +207,7 @@ async def _dry_call(ctx: Context) -> None:
         response = await model.dry_call(sampling, top_logprobs=generation.logprobs)
         if required:
             _refuse_too_few(ctx, num_told(response.logprobs), model.name)
-        if ctx.config.teacher.batch and ctx.config.data.logged_answers == "regenerate":
+        if teacher.batch and ctx.config.data.logged_answers == "regenerate":
             await in_batches(model).batches.check()
     except TeacherRefused as error:
         if not required:

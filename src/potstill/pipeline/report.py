@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from potstill.examine.report import build_report
@@ -129,10 +130,20 @@ def _funnel(ctx: Context) -> dict[str, Any]:
         **({"new_prompts": {name: new[name] for name in names}} if new else {}),
         "accepted": kept.get("num_train", 0) + kept.get("num_validation", 0),
         "rejected": kept.get("reasons", {}),
+        **({"teachers": said} if (said := _by_teacher(asked, kept)) else {}),
         "leaks_dropped": run.facts("split").get("num_dropped", 0),
         "quality": kept.get("quality", {}),
         "trial": asked.get("trial", {}),
         "hidden": asked.get("hidden") or run.facts("load").get("replaced", {}),
+    }
+
+
+def _by_teacher(asked: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Label -> answers, failed, cost and accepted rows; empty where there is one teacher."""
+    accepted = kept.get("teachers", {})
+    return {
+        label: {**said, "accepted": accepted.get(label, 0)}
+        for label, said in (asked.get("teachers") or {}).items()
     }
 
 

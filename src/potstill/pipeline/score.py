@@ -44,11 +44,11 @@ def score(ctx: Context) -> None:
         config.loss.targets,
         config.loss.temperature,
         config.train.max_tokens,
-        weights_key(place_key(ctx, config.teacher)),
+        weights_key(place_key(ctx, config.teachers)),
         run.accepted,
         run.accepted_validation,
         *lessons_key(ctx),
-        *((config.teacher.model, logprobs_mode(ctx)) if teacher.kind == "endpoint" else ()),
+        *((config.teachers[0].model, logprobs_mode(ctx)) if teacher.kind == "endpoint" else ()),
     )
     ctx.stage("score", inputs, lambda: _score(ctx, teacher))
 
@@ -201,7 +201,7 @@ def _listed(reasons: Counter[Misfit]) -> str:
 def _identity(ctx: Context, teacher: ModelRef) -> str:
     """What tells the teacher's probabilities from others'."""
     if teacher.kind == "endpoint":
-        return f"{teacher.source} {ctx.config.teacher.model or teacher.model or ''}".strip()
+        return f"{teacher.source} {ctx.config.teachers[0].model or teacher.model or ''}".strip()
     from potstill.models.weights import cached_folder
 
     is_file = teacher.kind == "gguf"

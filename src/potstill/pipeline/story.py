@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from potstill.config import DistillConfig, dump_config
 from potstill.errors import ConfigError, GateFailed
+from potstill.models.several import labels_of
 from potstill.models.terms import terms_of
 from potstill.pipeline.context import Context, OnEvent
 from potstill.pipeline.data import load, split
@@ -80,8 +81,13 @@ def distill(
     with run.locked():
         preflight(ctx)
         write_text(run.config, dump_config(config))
-        terms = terms_of(config.teacher, workspace=workspace).model_dump(mode="json")
-        facts = {**environment(config), "teacher": terms}
+        terms = [
+            terms_of(one, workspace=workspace).model_dump(mode="json") for one in config.teachers
+        ]
+        labels = labels_of(config.teachers)
+        by_label = {"teachers": dict(zip(labels, terms, strict=True))}
+        named = {"teacher": terms[0]} if len(terms) == 1 else by_label
+        facts = {**environment(config), **named}
         write_text(run.environment, dumps(facts, indent=1) + "\n")
         found: Report | None = None
         for stage in STORY:

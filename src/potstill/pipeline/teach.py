@@ -7,28 +7,32 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from potstill.config import GenerationConfig
+from potstill.config import GenerationConfig, asked_of_all
 from potstill.data.privacy import describe
 from potstill.data.render import Rendered, render
 from potstill.errors import AnswersLost, ConfigError, DataError
-from potstill.models.batches import in_batches
 from potstill.models.catalog import find_model
-from potstill.models.chat import open_chat_model
 from potstill.models.logged import LoggedAnswers
 from potstill.models.logprobs import Capture
-from potstill.models.private import PrivateModel, guarded
 from potstill.models.weights import load_tokenizer
 from potstill.pipeline.check import Rows, sort_answers
-from potstill.pipeline.context import Context, prepared, wait, weights_key
+from potstill.pipeline.context import Context, prepared, wait
 from potstill.pipeline.data import training_prompts
 from potstill.pipeline.preflight import (
     asked_generation,
-    place_key,
     privacy_key,
     privacy_of,
     required_logprobs,
+    teacher_key,
 )
 from potstill.pipeline.rounds import answered_rounds, ask_until_enough, prompts_of
+from potstill.pipeline.teachers import (
+    is_screened,
+    open_teachers,
+    refuse_unrouted,
+    said_by,
+    screened,
+)
 from potstill.pipeline.trial import Trial, begin_trial, end_trial
 from potstill.protocols import ChatModel
 from potstill.rundir import JsonLines, RunDir, iter_jsonl, read_jsonl
@@ -43,21 +47,18 @@ SPLITS = ("train", "validation")
 def teach(ctx: Context) -> None:
     """Asks the teacher every training and validation prompt that it has not answered yet."""
     config, run = ctx.config, ctx.run
-    place = place_key(ctx, config.teacher)
     inputs = (
         asked_generation(ctx),
-        config.teacher.model,
-        config.teacher.launch,
-        config.teacher.launch_arguments,
+        *teacher_key(ctx),
         config.data.logged_answers,
         *privacy_key(ctx),
-        weights_key(place),
         training_prompts(ctx),
         run.validation,
         *(() if config.generation.num_accepted is None else _check_key(ctx)),
     )
 
     def work() -> dict[str, Any]:
+        refuse_unrouted(ctx)
         trial = begin_trial(ctx)
         return wait(_ask(ctx, trial))
 
@@ -65,36 +66,31 @@ def teach(ctx: Context) -> None:
 
 
 def open_teacher(ctx: Context, *, capture: Capture | None = None) -> ChatModel:
-    """Who answers: the teacher, shown no personal data, or the logs.
+    """Who answers: the teacher or several, shown no personal data, or the logs.
 
     Args:
         capture: What local weights keep of their probabilities while they answer.
     """
-    config = ctx.config
-    if config.data.logged_answers == "reuse":
+    if ctx.config.data.logged_answers == "reuse":
         return LoggedAnswers()
-    wanted = config.generation.max_in_flight
-    teacher = open_chat_model(
-        config.teacher,
-        workspace=ctx.workspace,
-        batch_size=config.generation.batch_size,
-        max_in_flight=None if wanted == "auto" else wanted,
-        key=ctx.secrets.get("teacher"),
+    generation = asked_generation(ctx)
+    return open_teachers(
+        ctx,
+        batch_size=generation.batch_size,
+        max_in_flight=None if generation.max_in_flight == "auto" else generation.max_in_flight,
+        batches=True,
         capture=capture,
-        top_logprobs=asked_generation(ctx).logprobs,
+        top_logprobs=generation.logprobs,
     )
-    if config.teacher.batch:
-        teacher = in_batches(teacher)
-    return guarded(teacher, privacy_of(ctx))
 
 
 def _count_hidden(ctx: Context, teacher: ChatModel) -> Counter[str]:
     """How many personal values of each kind the teacher is not shown; said before it is asked."""
     hidden: Counter[str] = Counter()
-    if isinstance(teacher, PrivateModel):
+    if is_screened(teacher):
         privacy = privacy_of(ctx)
         for split in SPLITS:
-            hidden += privacy.count(iter_jsonl(_split_file(ctx, split), Record))
+            hidden += privacy.count(screened(teacher, iter_jsonl(_split_file(ctx, split), Record)))
         if hidden or privacy.mode != "auto":
             found = describe(hidden) or "nothing, since nothing was found"
             ctx.tell("teach", "note", f"hidden from the teacher: {found}")
@@ -103,7 +99,7 @@ def _count_hidden(ctx: Context, teacher: ChatModel) -> Counter[str]:
 
 async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
     config, run = ctx.config, ctx.run
-    generation = asked_generation(ctx)
+    generation = asked_of_all(asked_generation(ctx), len(config.teachers))
     if config.data.logged_answers == "reuse":
         generation = generation.model_copy(update={"pilot": 0, "max_cost": None})
     teacher = open_teacher(ctx, capture=_capture(ctx))
@@ -142,7 +138,7 @@ async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
     if hidden:
         text += f"; hidden: {describe(hidden)}"
     facts = {"text": text, "cost": cost, "teacher": teacher.name, "hidden": dict(hidden)}
-    facts["trial"] = tried.facts
+    facts |= {"trial": tried.facts, "teachers": said_by(ctx)}
     return {**facts, **counts, **rounds}
 
 

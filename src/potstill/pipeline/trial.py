@@ -23,7 +23,7 @@ from potstill.pipeline.labelled import (
     samples_of,
     untouched_ref,
 )
-from potstill.pipeline.preflight import asked_generation, place_key, privacy_key
+from potstill.pipeline.preflight import asked_generation, place_key, privacy_key, teacher_key
 from potstill.protocols import ChatModel
 from potstill.rundir import content_hash
 from potstill.types import Comparison, Record, Sample
@@ -70,21 +70,20 @@ def begin_trial(ctx: Context) -> Trial | None:
     if run.facts("load").get("num_references", 0) < FEWEST_ROWS:
         return None
     number = config.evaluate.num_trial
-    if getattr(config.teacher, "batch", False):
+    if config.teachers[0].batch:
         number = min(number, config.generation.pilot)  # others would wait for a batch of their own
     records = labelled(ctx, number, most=_MOST_LOOKED_AT)
     if len(records) < FEWEST_ROWS:
         return None
-    teacher, student = place_key(ctx, config.teacher), place_key(ctx, config.student)
     key = content_hash(
         config.task,
         config.generation,
-        config.teacher.model,
+        *teacher_key(ctx),
         config.evaluate.metrics,
         decoding(ctx),
         *privacy_key(ctx),
         [record.model_dump(mode="json") for record in records],
-        [weights_key(teacher), weights_key(student)],
+        weights_key(place_key(ctx, config.student)),
     )
     if run.is_done("trial", key):
         return Trial(records, [], key, run.facts("trial")["found"])

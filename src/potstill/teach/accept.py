@@ -18,7 +18,7 @@ from typing import NamedTuple
 from potstill.config import GenerationConfig
 from potstill.protocols import Check, Task
 from potstill.teach.checks import first_fault
-from potstill.teach.choose import choose
+from potstill.teach.choose import agreed, choose
 from potstill.teach.isolated import CheckPool, Verdict
 from potstill.teach.prompts import join_reasoning
 from potstill.teach.requests import with_answers
@@ -146,7 +146,10 @@ def _ended(
         passed.append((answer.sample, [answer.turns[turn] for turn in range(len(prompts))]))
         if verdict.score is not None:
             scores[answer.sample] = verdict.score
-    passed, left = choose(prompts[-1], passed, scores, task, config.choose)
+    if config.teachers == "vote":
+        passed, left = agreed(prompts[-1], passed, task, config.min_agreement)
+    else:
+        passed, left = choose(prompts[-1], passed, scores, task, config.choose)
     rejected += left
     accepted = []
     for sample, responses in passed:
@@ -176,6 +179,8 @@ def _accepted(
     texts = [text_of(response) for response in answers]
     last = with_answers(prompts, len(prompts) - 1, texts)
     metadata = {**record.metadata, "model": answers[-1].model}
+    if answers[-1].teacher:
+        metadata["teacher"] = answers[-1].teacher
     if record.reference is not None:
         metadata["gold"] = record.reference
     if any(response.reasoning for response in answers):

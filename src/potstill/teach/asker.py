@@ -7,18 +7,19 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import NamedTuple
 
-from potstill.config import GenerationConfig
+from potstill.config import GenerationConfig, PriceConfig
 from potstill.errors import PotstillError, TeacherError
 from potstill.models.batches import Postponed
-from potstill.models.fingerprint import identity_of, sent_by
+from potstill.models.several import PassedOver, with_reserve
 from potstill.protocols import ChatModel, Task
 from potstill.teach.index import MOST_KEYS, State, Want
 from potstill.teach.ledger import MOST_TOGETHER, Ledger
-from potstill.teach.outcomes import cancelled, state_of
+from potstill.teach.outcomes import cancelled, failed, fault_of, state_of
 from potstill.teach.progress import Asking, Meter
 from potstill.teach.prompts import split_answer
 from potstill.teach.purse import Purse
 from potstill.teach.requests import Chain, Request, Requests
+from potstill.teach.tally import Tally
 from potstill.types import Record, Response
 
 DRAIN_SECONDS = 30.0
@@ -38,38 +39,12 @@ class Place(NamedTuple):
     sample: int
 
 
-class Tally:
-    """How many requests are where. Each that was taken up is in one place at any moment."""
+class _Tried(NamedTuple):
+    """What one teacher said to a turn."""
 
-    def __init__(self) -> None:
-        self.taken = 0
-        """All of the following; what was requested besides was not asked yet."""
-
-        self.open = self.answered = self.dead = self.cancelled = 0
-        self.blocked = 0
-        """Never asked: an earlier turn of the conversation is dead."""
-
-        self.postponed = 0
-        """Requested, and left to a batch; not taken up."""
-
-        self.reused = self.cut = 0
-        """Of the answered."""
-
-        self.num_prompt_tokens = self.num_new_tokens = 0
-
-    @property
-    def failed(self) -> int:
-        """Requests that were given up."""
-        return self.dead + self.blocked
-
-    def reconcile(self, saved: dict[State, int] | None = None) -> None:
-        """Asserts that the counts add up, and are those that the ledger has saved."""
-        parts = (self.open, self.answered, self.dead, self.cancelled, self.blocked)
-        assert self.taken == sum(parts), vars(self)
-        if saved is not None:
-            answered = saved.get(State.DONE, 0) + saved.get(State.CUT, 0)
-            found = (answered, saved.get(State.DEAD, 0), saved.get(State.CANCELLED, 0))
-            assert (self.answered, self.dead, self.cancelled) == found, (vars(self), saved)
+    request: Request
+    response: Response
+    is_reused: bool = False
 
 
 class Asker:
@@ -94,9 +69,8 @@ class Asker:
         self.tally = Tally()
         self._tell_them = tell
         top_logprobs = max(config.logprobs, required_logprobs)
-        self._requests = Requests(
-            identity_of(teacher), sent_by(teacher), task, config, top_logprobs
-        )
+        self._requests = Requests(teacher, task, config, top_logprobs)
+        self._several = with_reserve(teacher)
         size = config.max_in_flight
         self._size = max(1, teacher.max_in_flight if size == "auto" else size)
         # Open requests and answers that are not on the disk yet: what a crash would ask again.
@@ -204,11 +178,12 @@ class Asker:
             missing, wants = [], []
             for chain in some:
                 state = found.get(chain.first.key, State.DEAD)
-                if state > State.CUT or len(chain.prompts) > 1 or self._pilot_faults is not None:
+                is_looked_at = self._pilot_faults is not None or self._several is not None
+                if state > State.CUT or len(chain.prompts) > 1 or is_looked_at:
                     missing.append(chain)
                     continue
                 wants.append(Want(chain.number, chain.sample, 0, chain.first.key, state))
-                self._count_reused(state)
+                self.tally.reused_as(state)
             self.ledger.want(wants)
             self._tell()
             for chain in missing:
@@ -219,18 +194,10 @@ class Asker:
         """One conversation: its turns in order, each with the teacher's answers before it."""
         said: list[str] = []
         while len(said) < len(chain.prompts) and self._error is None:
-            request = self._requests.next(chain, said)
-            response = self.ledger.answer(request.key)
-            if response is not None:
-                state = state_of(response)
-                want = Want(chain.number, chain.sample, request.turn, request.key, state)
-                self.ledger.want([want])
-                self._count_reused(state)
-                self._note_fault(response)
-            else:
-                response = await self._ask(chain, request)
+            response = await self._answer(chain, said)
             if response is None:
                 return
+            self._note_fault(response)
             if response.finish_reason == "error":
                 num_blocked = len(chain.prompts) - len(said) - 1
                 self.tally.taken += num_blocked
@@ -239,46 +206,107 @@ class Asker:
                 return
             said.append(response.text)
 
-    async def _ask(self, chain: Chain, request: Request) -> Response | None:
-        """Asks, and keeps the outcome; None where the run was stopped before it could ask."""
-        reserved = await self.purse.reserve(request.prompt, request.sampling)
+    async def _answer(self, chain: Chain, said: list[str]) -> Response | None:
+        """The outcome of a turn: of the first teacher whose answer will do, else of the last one.
+
+        None where it was not asked: the run was stopped, or a batch will bring the answer.
+        """
+        requests = self._requests.next(chain, said)
+        kept = {r.key: found for r in requests if (found := self.ledger.answer(r.key))}
+        prompt = chain.prompts[len(said)]
+        good = [r for r in requests if r.key in kept and self._will_do(prompt, kept[r.key])]
+        tried: list[_Tried] = []
+        try:
+            for request in good[:1] or requests:
+                if request.key in kept:
+                    tried.append(_Tried(request, kept[request.key], True))
+                elif not await self._ask(chain, request, tried, is_last=request is requests[-1]):
+                    break
+                if tried and self._will_do(prompt, tried[-1].response):
+                    break
+            else:
+                if not tried:  # all were passed over, and fewer are left now
+                    return await self._answer(chain, said)
+        finally:
+            response = self._settle(chain, tried)
+        return response
+
+    def _will_do(self, prompt: Record, response: Response) -> bool:
+        """Whether nobody else needs to be asked."""
+        return self._several is None or self._several.will_do(prompt, response)
+
+    def _settle(self, chain: Chain, tried: list[_Tried]) -> Response | None:
+        """Counts what a turn came to: the last answer, or the last failure where there is none."""
+        if not tried:
+            return None
+        answers = [one for one in tried if one.response.finish_reason != "error"]
+        request, response, is_reused = last = (answers or tried)[-1]
+        if is_reused or last is not tried[-1]:
+            where = (chain.number, chain.sample, request.turn, request.key)
+            self.ledger.want([Want(*where, state_of(response))])
+        self.tally.ended(response, is_reused=is_reused)
+        self._tell()
+        return response
+
+    async def _ask(
+        self, chain: Chain, request: Request, tried: list[_Tried], *, is_last: bool
+    ) -> bool:
+        """Asks, and keeps the outcome in the ledger and in `tried`.
+
+        False where the run was stopped before it could ask, or a batch will bring the answer.
+        """
+        price = request.teacher.price or PriceConfig()
+        reserved = await self.purse.reserve(request.prompt, request.sampling, price)
         await self._unsaved.acquire()
         if self._error is not None:
             self.purse.settle(reserved, None)
-            return None
+            return False
         self.tally.taken += 1
         self.tally.open += 1
         response = None
         try:
-            response = await self.teacher.respond(
-                request.prompt, request.sampling, turn=request.turn, sample=chain.sample
-            )
+            response = await self._respond(chain, request, is_last)
         except asyncio.CancelledError:
-            self._keep(chain, request, _failed(cancelled("the run ended before the answer came")))
+            stopped = failed(cancelled("the run ended before the answer came"))
+            tried.append(_Tried(request, self._keep(chain, request, stopped)))
             raise
+        except PassedOver:
+            self._give_back()
+            return True
         except Postponed:
             self._give_back()
             self.tally.postponed += len(chain.prompts) - request.turn
-            return None
+            return False
         except Exception as error:
             if type(error) is not TeacherError:
                 # Refused: it will refuse every other prompt as well. Or a fault of ours.
                 self._give_back()
                 raise
-            response = _failed(str(error))
+            response = failed(str(error))
         finally:
             self.purse.settle(reserved, response)
-        return self._keep(chain, request, response)
+        tried.append(_Tried(request, self._keep(chain, request, response)))
+        return True
+
+    async def _respond(self, chain: Chain, request: Request, is_last: bool) -> Response:
+        where: dict[str, int] = {"turn": request.turn, "sample": chain.sample}
+        if self._several is None:
+            model = request.teacher.model
+            return await model.respond(request.prompt, request.sampling, **where)
+        return await self._several.ask(
+            request.teacher, request.prompt, request.sampling, **where, is_last=is_last
+        )
 
     def _keep(self, chain: Chain, request: Request, response: Response) -> Response:
-        """Counts an outcome and hands it to the ledger, under its own name."""
+        """Hands an outcome to the ledger, under its own name."""
         reasoning, text = split_answer(response.text, self.config)
         update = {
             "record_id": chain.record_id,
             "turn": request.turn,
             "sample": chain.sample,
             "fingerprint": request.fingerprint,
-            "model": response.model or self.teacher.name,
+            "model": response.model or request.teacher.model.name,
+            "teacher": request.teacher.label,
             "text": text,
             "reasoning": "\n\n".join(part for part in (response.reasoning, reasoning) if part),
         }
@@ -289,10 +317,9 @@ class Asker:
             self._give_back()
             raise
         saved.add_done_callback(self._saved)
+        self.tally.taken -= 1  # and is taken up again at once, as what it came to
         self.tally.open -= 1
         self._count(response)
-        self._note_fault(response)
-        self._tell()
         return response
 
     def _give_back(self) -> None:
@@ -306,31 +333,20 @@ class Asker:
         if not saved.cancelled() and (error := saved.exception()) is not None:
             self._stop(error, wait_seconds=0.0)  # what comes now cannot be kept
 
-    def _count_reused(self, state: State) -> None:
-        self.tally.taken += 1
-        self.tally.answered += 1
-        self.tally.reused += 1
-        self.tally.cut += state == State.CUT
-
     def _count(self, response: Response) -> None:
-        tally = self.tally
-        state = state_of(response)
+        """What an outcome was, whether or not another teacher is asked in its place."""
+        tally, state = self.tally, state_of(response)
         if state <= State.CUT:
-            tally.answered += 1
-            tally.cut += state == State.CUT
             tally.num_prompt_tokens += response.num_prompt_tokens
             tally.num_new_tokens += response.num_new_tokens
             self._meter.answered(response.num_new_tokens)
-        elif state == State.CANCELLED:
-            tally.cancelled += 1
-        else:
-            tally.dead += 1
+        elif state == State.DEAD:
             self._meter.failed(response.error)
             if len(self._examples) < _NUM_EXAMPLES:
                 self._examples.append(f"{response.record_id}: {response.error}")
 
     def _note_fault(self, response: Response) -> None:
-        fault = _fault(response)
+        fault = fault_of(response)
         if fault and self._pilot_faults is not None:
             self._pilot_faults.setdefault(response.record_id, fault)
 
@@ -373,20 +389,3 @@ class Asker:
             state=state,
             is_stopping=self._error is not None,
         )
-
-
-def _failed(error: str) -> Response:
-    return Response(record_id="", text="", finish_reason="error", error=error)
-
-
-def _fault(response: Response) -> str:
-    """Why an answer does not count as one in the pilot; empty where it does."""
-    if response.finish_reason == "error":
-        return f"failed ({response.error})"
-    if response.finish_reason == "length":
-        return f"cut after {response.num_new_tokens} tokens"
-    if response.finish_reason == "content_filter":
-        return "withheld by the provider's content filter"
-    if not response.text.strip():
-        return "empty, or without the answer in the form asked for"
-    return ""

@@ -4,6 +4,8 @@
     vote   one answer of those that most samples agree on (self-consistency)
     best   the answer that a function of the user's scores highest
 
+Where several teachers vote, each has one sample, and `agreed` takes the place of this choice.
+
 Source of the vote:
     Wang et al. (2023), "Self-consistency improves chain of thought reasoning in language
     models". arXiv:2203.11171.
@@ -16,8 +18,7 @@ from typing import Literal
 
 from potstill.errors import ConfigError
 from potstill.protocols import Task
-from potstill.tasks.numbers import number
-from potstill.tasks.options import comparable
+from potstill.tasks.agreement import agreeing, same_answer
 from potstill.teach.checks import short
 from potstill.types import Record, Rejection, Response
 
@@ -58,13 +59,28 @@ def choose(
     return _vote(prompt, passed, task)
 
 
-def same_answer(prompt: Record, text: str, task: Task) -> str:
-    """A key that is the same for answers that mean the same: by value for numbers."""
-    prediction = task.parse(text, prompt)
-    if prediction is None:
-        return ""
-    value = number(prediction)
-    return f"{value[0]}{'%' if value[1] else ''}" if value else comparable(prediction)
+def agreed(
+    prompt: Record, passed: Sequence[Sampled], task: Task, fewest: int
+) -> tuple[list[Sampled], list[Rejection]]:
+    """(chosen, the others with reasons) of teachers' answers, each a sample that passed.
+
+    The first teacher's of the largest group that gives one answer, where so many do. Reasons are
+    `disagrees`, and `duplicate` for those that say the same as the chosen one.
+
+    Args:
+        fewest: How many must give the same answer. Two groups of one size are no agreement.
+    """
+    if not passed:
+        return [], []
+    texts = [responses[-1].text for _, responses in passed]
+    groups = agreeing(prompt, texts, task)
+    sizes = [len(group) for group in groups[:2]]
+    said = "; ".join(f"{one[1][-1].teacher or one[0]}: {short(one[1][-1].text)}" for one in passed)
+    if not groups or sizes[0] < fewest or sizes[1:] == sizes[:1]:
+        detail = f"{sizes[0] if sizes else 0} agree, {fewest} must; {said}"
+        return [], [_rejection(one, "disagrees", detail) for one in passed]
+    winners = [passed[place] for place in groups[0]]
+    return _only(winners[0], passed, "disagrees", lambda one: said, agreeing=winners)
 
 
 def _vote(

@@ -21,7 +21,7 @@ import numpy as np
 from potstill.data.ngrams import FEWEST_NGRAMS, NEAR, jaccard, ngrams, template_ngrams, without
 from potstill.data.words import fold
 from potstill.protocols import Task
-from potstill.teach.choose import same_answer
+from potstill.tasks.agreement import same_answer
 from potstill.types import Record, Rejection
 
 _POINT = """[.,;:!?'"“”‘’„«»…।。，；：！？]"""

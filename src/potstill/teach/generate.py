@@ -14,6 +14,7 @@ from typing import Literal
 
 from potstill.config import GenerationConfig
 from potstill.errors import ConfigError
+from potstill.models.several import SeveralTeachers
 from potstill.protocols import ChatModel, Task
 from potstill.rundir import JsonLines
 from potstill.teach.asker import Asker, Place
@@ -131,6 +132,17 @@ async def _ready(teacher: ChatModel, config: GenerationConfig) -> None:
         await prepare()  # an endpoint may have to be asked who it is
 
 
+def _source_of(teacher: ChatModel, source: str) -> str:
+    """The hash of the records; with several teachers also of who they are, or none.
+
+    The first requests, which tell whether the others are what they were, may all be one teacher's.
+    And answers are looked at again where another teacher may have to mend them.
+    """
+    if not source or not isinstance(teacher, SeveralTeachers):
+        return source
+    return "" if teacher.how == "fallback" else f"{source} {teacher.identity}"
+
+
 async def _ask(
     make: Callable[[GenerationConfig], Asker],
     records: Iterable[Record],
@@ -147,6 +159,7 @@ async def _ask(
         return asker
 
     asker = make(config)
+    source = _source_of(asker.teacher, source)
     batches = getattr(asker.teacher, "batches", None)
     if batches is None:
         return [await ask(config, "all")]

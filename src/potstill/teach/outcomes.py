@@ -65,6 +65,24 @@ def cancelled(reason: str) -> str:
     return _CANCELLED + reason
 
 
+def failed(error: str) -> Response:
+    """A request without an answer; whose it is, is said where it is kept."""
+    return Response(record_id="", text="", finish_reason="error", error=error)
+
+
+def fault_of(response: Response) -> str:
+    """Why an answer does not count as one in the pilot; empty where it does."""
+    if response.finish_reason == "error":
+        return f"failed ({response.error})"
+    if response.finish_reason == "length":
+        return f"cut after {response.num_new_tokens} tokens"
+    if response.finish_reason == "content_filter":
+        return "withheld by the provider's content filter"
+    if not response.text.strip():
+        return "empty, or without the answer in the form asked for"
+    return ""
+
+
 def key_of(response: Response) -> bytes:
     """The key of the request that this is the outcome of."""
     return request_key(response.record_id, response.turn, response.sample, response.fingerprint)

@@ -24,15 +24,20 @@ class Purse:
         self._num_open = 0
         self._settled = asyncio.Event()
 
-    async def reserve(self, prompt: Record, sampling: Sampling) -> float:
+    async def reserve(
+        self, prompt: Record, sampling: Sampling, price: PriceConfig | None = None
+    ) -> float:
         """Sets aside what the request costs at most; waits for open ones where money is short.
+
+        Args:
+            price: Of the one who is asked, where several share the purse.
 
         Raises:
             TeacherError: If it does not fit under the limit even when nothing is open.
         """
         if self.price is None:
             return 0.0
-        most = self.most(prompt, sampling)
+        most = self.most(prompt, sampling, price)
         while self.limit is not None:
             spent = self.spent_before + self.spent_now
             if spent + self._reserved + most <= self.limit:
@@ -72,13 +77,14 @@ class Purse:
             self.spent_now += reserved if response.cost is None else response.cost
         self._settled.set()
 
-    def most(self, prompt: Record, sampling: Sampling) -> float:
+    def most(self, prompt: Record, sampling: Sampling, price: PriceConfig | None = None) -> float:
         """What the request costs at most."""
-        assert self.price is not None, "without a price nothing is known"
+        price = price or self.price
+        assert price is not None, "without a price nothing is known"
         # A token is at least one byte, so bytes bound the tokens of any tokenizer.
         num_tokens = sum(
             len(message.content.encode("utf-8", "replace")) + _TEMPLATE_TOKENS
             for message in prompt.messages
         )
-        paid = num_tokens * self.price.input + sampling.max_new_tokens * self.price.output
+        paid = num_tokens * price.input + sampling.max_new_tokens * price.output
         return paid / 1e6

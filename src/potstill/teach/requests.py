@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from potstill.config import GenerationConfig
-from potstill.models.fingerprint import request_fingerprint
-from potstill.protocols import Task
+from potstill.models.fingerprint import identity_of, request_fingerprint, sent_by
+from potstill.models.several import Member, asked_in_order
+from potstill.protocols import ChatModel, Task
 from potstill.teach.outcomes import request_key
 from potstill.teach.prompts import teacher_prompt
 from potstill.types import Message, Record, Sampling
 
 
 class Request(NamedTuple):
-    """One prompt as the teacher is asked it."""
+    """One prompt as one teacher is asked it."""
 
+    teacher: Member
     prompt: Record
     sampling: Sampling
     turn: int
@@ -38,23 +40,21 @@ class Chain(NamedTuple):
 
 
 class Requests:
-    """Makes them for one teacher, task and config.
+    """Makes them for one teacher (or several, each with its own), task and config.
 
     Args:
-        identity: What tells the teacher from others.
-        sent: The messages that the teacher sends for a record; an answer belongs to them.
         top_logprobs: Log-probabilities per token that are asked for.
     """
 
     def __init__(
         self,
-        identity: str,
-        sent: Callable[[Record], Sequence[Message]],
+        teacher: ChatModel,
         task: Task,
         config: GenerationConfig,
         top_logprobs: int,
     ):
-        self._identity, self._sent, self._task, self._config = identity, sent, task, config
+        self._teacher, self._task, self._config = teacher, task, config
+        self._known: dict[str, tuple[str, Callable[[Record], Sequence[Message]]]] = {}
         self._sampling = Sampling(
             temperature=config.temperature,
             top_p=config.top_p,
@@ -68,24 +68,37 @@ class Requests:
     def chain(self, number: int, record: Record, sample: int) -> Chain:
         """All that one sample of a record is to be asked, with the first request."""
         prompts = self._task.turns(record)
-        first = self._request(prompts[0], record.id, 0, sample)
+        teacher = asked_in_order(self._teacher, prompts[0], sample)[0]
+        first = self._request(teacher, prompts[0], record.id, 0, sample)
         return Chain(number, sample, record.id, prompts, first)
 
-    def next(self, chain: Chain, said: Sequence[str]) -> Request:
-        """The request after so many answers."""
+    def next(self, chain: Chain, said: Sequence[str]) -> list[Request]:
+        """The request after so many answers: one for each teacher that may be asked, in order."""
         turn = len(said)
-        if turn == 0:
-            return chain.first
-        prompt = with_answers(chain.prompts, turn, said)
-        return self._request(prompt, chain.record_id, turn, chain.sample)
+        prompt = with_answers(chain.prompts, turn, said) if turn else chain.prompts[0]
+        return [
+            chain.first
+            if turn == 0 and member == chain.first.teacher
+            else self._request(member, prompt, chain.record_id, turn, chain.sample)
+            for member in asked_in_order(self._teacher, prompt, chain.sample)
+        ]
 
-    def _request(self, prompt: Record, record_id: str, turn: int, sample: int) -> Request:
+    def _request(
+        self, teacher: Member, prompt: Record, record_id: str, turn: int, sample: int
+    ) -> Request:
         asked = teacher_prompt(prompt, self._config)
         seed = seed_of(self._config.seed, record_id, turn, sample)
         sampling = self._sampling.model_copy(update={"seed": seed})
-        fingerprint = request_fingerprint(self._identity, self._sent(asked), sampling)
+        identity, sent = self._known.get(teacher.label) or self._know(teacher)
+        fingerprint = request_fingerprint(identity, sent(asked), sampling)
         key = request_key(record_id, turn, sample, fingerprint)
-        return Request(asked, sampling, turn, fingerprint, key)
+        return Request(teacher, asked, sampling, turn, fingerprint, key)
+
+    def _know(self, teacher: Member) -> tuple[str, Callable[[Record], Sequence[Message]]]:
+        """What tells the teacher from others, and the messages that it sends for a record."""
+        found = identity_of(teacher.model), sent_by(teacher.model)
+        self._known[teacher.label] = found
+        return found
 
 
 def seed_of(run_seed: int, record_id: str, turn: int, sample: int) -> int:
