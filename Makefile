@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INPUTS := pyproject.toml constraints.txt weights.txt scripts/install.py
 
-.PHONY: demo test test-all check format golden clean
+.PHONY: demo test test-all faults check format golden clean
 
 demo: $(STAMP)
 	@$(BIN)/potstill demo $(ARGS)
@@ -18,6 +18,12 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Kills, spoilt bodies, full disks in large numbers: about ten minutes. SEED=… repeats one that failed.
+SEED ?= $(shell date +%s)
+faults: $(STAMP)
+	@echo "seed $(SEED); the same again: make faults SEED=$(SEED)"
+	@POTSTILL_FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults -rP --durations=10 $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -125,14 +125,18 @@ class FaultServer:
                     for line in head.split(b"\r\n")
                     if line.lower().startswith(b"content-length:")
                 ]
-                await reader.readexactly(int(lengths[0]) if lengths else 0)
+                body = await reader.readexactly(int(lengths[0]) if lengths else 0)
                 self.num_requests += 1
-                step = self.script.pop(0) if self.script else answers()
+                step = self.step_for(body)
                 await step(writer)
                 await writer.drain()
                 if step.__qualname__.split(".")[0] not in ("says", "answers"):
                     break
         writer.close()
+
+    def step_for(self, body: bytes) -> Step:
+        """What is done to a request."""
+        return self.script.pop(0) if self.script else answers()
 
 
 @contextlib.asynccontextmanager

@@ -55,6 +55,12 @@ class AnswersLost(DataError):
 class TeacherError(PotstillError, RuntimeError):
     """The teacher did not answer."""
 
+    reason = "other"
+    """Why, where it is about one request: a `models.failures.Failure`."""
+
+    num_unread = 0
+    """Attempts that may have been paid for, and brought nothing."""
+
 
 class TeacherRefused(TeacherError):
     """The teacher will never answer as asked: wrong key, wrong URL, unknown model."""

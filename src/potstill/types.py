@@ -144,6 +144,12 @@ class Response(Noun):
     """Hash of prompt, model and sampling: the same request has the same fingerprint."""
 
     error: str = ""
+    """Why no answer came, or none to use. Where finish_reason is `error` it begins with the reason,
+    a `models.failures.Failure`, and a colon; without one it is `other`."""
+
+    num_unread: int = 0
+    """Attempts besides that brought nothing to read, and may have been paid for."""
+
     logprobs: Logprobs | None = None
 
 

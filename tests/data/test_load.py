@@ -290,6 +290,15 @@ def test_a_line_separator_inside_a_string_breaks_no_line(tmp_path):
     assert record.messages[0].content == "one\u2028two"
 
 
+def test_a_line_of_ten_megabytes_and_control_characters_are_data(tmp_path):
+    path, odd = tmp_path / "a.jsonl", "\x1b[2J\u202e\x85"
+    rows = [{"prompt": "x" * 10**7}, {"prompt": f"odd {odd}"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long, short = load_dataset(path)
+    assert len(long.messages[0].content) == 10**7
+    assert short.messages[0].content == f"odd {odd}"
+
+
 def test_nan_is_no_json(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "x", "score": NaN}\n')

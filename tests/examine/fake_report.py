@@ -145,6 +145,7 @@ def fake_report(n: int = 400, shares: dict = SHARES, gates: tuple[str, ...] = ()
             "answered": 1786,
             "accepted": 1674,
             "rejected": {"length": 61, "disagrees": 33, "refusal": 18},
+            "spending": {"lines": ["Tokens paid: 5 for <i>all</i>"]},
             "quality": {
                 "labels": {"yes": 1200, "<b>no</b>": 474},
                 "label_entropy_bits": 0.8596,

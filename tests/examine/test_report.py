@@ -233,6 +233,8 @@ def test_ticks_are_round_numbers():
 
 def test_the_accepted_set_is_described_in_both_forms(report):
     page, text = render_html(report), render_markdown(report)
+    assert "Tokens paid: 5 for &lt;i&gt;all" in page and "Tokens paid: 5 for <i>all" not in page
+    assert "Tokens paid: 5 for" in text
     for words in ("as balanced as 1.8", "0.31 of the word pairs", "240 of 250 rows", "8 words"):
         assert words in page
         assert words in text

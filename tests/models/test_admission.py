@@ -21,13 +21,17 @@ def admission(most=256, **settings):
     )
 
 
-async def hold(door, seconds=1.0, *, tokens=0, used=None, outcome="answered", told=0.0):
-    """One request; returns when it was let through."""
-    async with door.slot(tokens) as slot:
+async def hold(door, seconds=1.0, *, tokens=0, used=None, outcome="answered", told=0.0, new=(0, 0)):
+    """One request; returns when it was let through.
+
+    Args:
+        new: Tokens of the answer, of those asked for and of those used.
+    """
+    async with door.slot(tokens, new[0]) as slot:
         at = now()
         await asyncio.sleep(seconds)
         if outcome == "answered":
-            door.answered(slot, used)
+            door.answered(slot, used, new[1])
         elif outcome == "busy":
             door.refused_for_speed(slot, "status 429", told)
         else:
@@ -222,6 +226,39 @@ def test_limits_that_the_user_gave_win_over_headers():
         door = admission(requests_per_minute=6000)
         await learn(door, OPENAI)
         assert max(await crowd(door, 150, seconds=0.1)) < 2
+
+    virtually(main())
+
+
+def apart(num_input, num_output):
+    """Limits for the tokens of prompts and of answers, as Anthropic tells them."""
+    return {
+        f"anthropic-ratelimit-{kind}-tokens-{name}": str(limit)
+        for kind, limit in (("input", num_input), ("output", num_output))
+        for name in ("limit", "remaining")
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"), [((6000, 10**6), 100), ((10**6, 6000), 25), ((6000, 600), 250)]
+)
+def test_tokens_of_prompts_and_of_answers_keep_to_limits_of_their_own(limits, seconds):
+    """100 requests of 100 and at most 50 tokens, of which 25 are used."""
+
+    async def main():
+        door = admission(most=8)
+        await learn(door, apart(*limits))
+        at = await crowd(door, 100, seconds=0.1, tokens=150, used=125, new=(50, 25))
+        assert max(at) == pytest.approx(seconds, rel=0.1)
+
+    virtually(main())
+
+
+def test_a_token_limit_of_the_users_wins_over_those_for_prompts_and_answers():
+    async def main():
+        door = admission(tokens_per_minute=10**6)
+        await learn(door, apart(60, 60))
+        assert max(await crowd(door, 20, seconds=0.0, tokens=150, used=125)) < 1
 
     virtually(main())
 

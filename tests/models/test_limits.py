@@ -77,6 +77,25 @@ def test_requests_and_tokens_are_told_apart():
     assert told_allowance(headers, "tokens", NOW) == Allowance(30000, 60, 29000)
 
 
+ANTHROPIC = {
+    f"anthropic-ratelimit-{kind}-{name}": value
+    for kind, limit in (("tokens", "8000"), ("input-tokens", "40000"), ("output-tokens", "8000"))
+    for name, value in (
+        ("limit", limit),
+        ("remaining", "7000"),
+        ("reset", "2023-11-14T22:13:50Z"),
+    )
+}
+
+
+def test_tokens_of_prompts_and_of_answers_have_limits_of_their_own():
+    assert told_allowance(ANTHROPIC, "input_tokens", NOW) == Allowance(40000, 60, 7000)
+    assert told_allowance(ANTHROPIC, "output_tokens", NOW) == Allowance(8000, 60, 7000)
+    assert told_allowance(ANTHROPIC, "tokens", NOW) is None, "it repeats the nearer one of both"
+    alone = {name: ANTHROPIC[name] for name in ANTHROPIC if "put-" not in name}
+    assert told_allowance(alone, "tokens", NOW) == Allowance(8000, 60, 7000)
+
+
 def spend(bucket, amount, until):
     """What is taken by callers who always want more; seconds are only waited for."""
     now = total = 0.0

@@ -2,14 +2,16 @@
 
 import copy
 import json
-import random
 
 import pytest
 from fake_endpoint import completion
+from seeds import chance as chances
+from seeds import sizes
 from virtual_time import VirtualEndpoint, reply, virtually
 
 from potstill.config import PriceConfig
 from potstill.errors import TeacherError
+from potstill.models.failures import Failure, reason_of
 from potstill.models.limits import seconds_until, told_allowance
 from potstill.models.retry import retry_after_seconds
 from potstill.types import Message, Record, Response, Sampling
@@ -100,16 +102,17 @@ def spoilt(trees, number, chance):
             yield chance.randbytes(chance.randrange(60))
 
 
+@sizes(1000, 10_000)
 @pytest.mark.parametrize(("api", "trees"), [("openai", OPENAI), ("anthropic", ANTHROPIC)])
 @pytest.mark.parametrize("status", [200, 400, 403, 429, 500])
-def test_a_spoilt_body_is_an_answer_or_an_error_of_ours(api, trees, status):
-    chance = random.Random(status)
+def test_a_spoilt_body_is_an_answer_or_an_error_of_ours(api, trees, status, num):
+    chance = chances("bodies", api, status)
     sampling = Sampling(max_new_tokens=16, top_logprobs=2 if api == "openai" else 0)
     kinds = set()
 
     async def main():
         endpoint = VirtualEndpoint(seconds=0.0)
-        for data in spoilt(trees, 1000, chance):
+        for data in spoilt(trees, num, chance):
             script = [reply(body=trees[0]), reply(status, data)]
             endpoint.serve = lambda body, script=script: script.pop()
             model = endpoint.model(api=api, price=PriceConfig(input=1, output=1))
@@ -117,8 +120,11 @@ def test_a_spoilt_body_is_an_answer_or_an_error_of_ours(api, trees, status):
                 response = await model.respond(ASK, sampling)
             except TeacherError as error:
                 kinds.add(type(error).__name__)
+                assert type(error) is not TeacherError or Failure(error.reason) != Failure.OTHER
             else:
                 kinds.add(response.finish_reason if script else "asked again")
+                if response.finish_reason == "error":
+                    assert reason_of(response.error) != Failure.OTHER
                 Response.model_validate_json(response.model_dump_json())
 
     virtually(main())
@@ -126,11 +132,12 @@ def test_a_spoilt_body_is_an_answer_or_an_error_of_ours(api, trees, status):
     assert expected.get(status, {"asked again"}) <= kinds
 
 
-def test_random_headers_are_read_or_passed_over():
-    chance = random.Random(0)
+@sizes(3000, 100_000)
+def test_random_headers_are_read_or_passed_over(num):
+    chance = chances("headers")
     alphabet = "0123456789.-+eEinfaINF smhdTZ:,GMTÄ\0١"
     names = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests")
-    for _ in range(3000):
+    for _ in range(num):
         text = "".join(chance.choice(alphabet) for _ in range(chance.randrange(12)))
         headers = {name: text for name in names} | {"x-ratelimit-reset-requests": text[::-1]}
         told = told_allowance(headers, "requests", 1e9)

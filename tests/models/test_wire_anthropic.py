@@ -260,3 +260,40 @@ def test_the_key_is_in_no_answer_and_no_repr():
     endpoint = EndpointModel("https://api.anthropic.com", "m", key=SecretStr(fake.key))
     assert isinstance(endpoint._wire, AnthropicWire)
     assert fake.key not in repr(endpoint) + repr(endpoint.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [("input", [1.0]), ("output", [0.5]), ("nothing", [])],
+)
+def test_its_limits_for_prompts_and_answers_are_learned_from_a_reply(kind, seconds):
+    """A second's worth is 10 tokens: 5 are left for the second request, or none for its prompt."""
+    limits = {"input": 10**9, "output": 10**9} | {kind: 600}
+    left = {"input": 10**9, "output": 10**9} | {kind: 5 if kind == "output" else 0}
+    # What Anthropic says of all tokens repeats the nearer limit, and is none for their sum.
+    told = {"anthropic-ratelimit-tokens-limit": "6", "anthropic-ratelimit-tokens-remaining": "0"}
+    for name in ("input", "output"):
+        told[f"anthropic-ratelimit-{name}-tokens-limit"] = str(limits[name])
+        told[f"anthropic-ratelimit-{name}-tokens-remaining"] = str(left[name])
+    waited, now = [], 0.0
+
+    async def sleep(seconds):
+        nonlocal now
+        waited.append(round(seconds, 3))
+        now += seconds
+
+    fake = FakeAnthropic((200, message("Yes."), told))
+    record = Record(id="r1", messages=(Message(role="user", content="Is it? " * 20),))
+
+    async def main():
+        async with serving(fake):
+            model = EndpointModel(
+                fake.url, "fake", api="anthropic", key=SecretStr(fake.key), sleep=sleep,
+                clock=lambda: now,
+            )  # fmt: skip
+            for _ in range(2):
+                await model.respond(record, Sampling(temperature=0.7, max_new_tokens=100))
+            await model.close()
+
+    asyncio.run(main())
+    assert waited == seconds

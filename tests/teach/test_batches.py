@@ -269,7 +269,7 @@ def test_a_refused_row_is_not_asked_again_by_the_same_run(provider, tmp_path):
     fake = provider(fate=fate)
     counts, _ = ask(fake, prompts(6), tmp_path / "a", min_success_ratio=0.5)
     assert (counts.answered, counts.failed, sizes(fake)) == (5, 1, [6, 1])
-    assert answers(tmp_path / "a")["r2", 0].error.startswith("declined: status 400")
+    assert answers(tmp_path / "a")["r2", 0].error.startswith("http_400: status 400")
 
 
 @pytest.mark.parametrize("limits", [{"most_requests": 4}, {"most_bytes": 800}])

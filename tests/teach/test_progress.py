@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from potstill.models.failures import Failure, of_status, reason_of
 from potstill.pipeline.context import Context
 from potstill.rundir import RunDir
-from potstill.teach.progress import Asking, Meter, reason_of
+from potstill.teach.progress import Asking, Meter
 
 
 class Clock:
@@ -34,17 +35,31 @@ def test_there_is_no_rate_before_time_has_passed():
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "reason"),
     [
-        ("declined: status 400: no", "declined"),
-        ("host failed 6 times; the last time: TimeoutError", "timeout"),
-        ("host failed 6 times; the last time: status 503: oh", "server_error"),
-        ("host failed 6 times; the last time: ClientConnectorError", "connection"),
-        ("", "failed"),
+        ("http_400: status 400: no", Failure.HTTP_400),
+        ("timeout: host failed 6 times; the last time: TimeoutError", Failure.TIMEOUT),
+        ("ValueError: of a teacher of the user's own", Failure.OTHER),
+        ("timeout", Failure.OTHER),
+        ("", Failure.OTHER),
     ],
 )
-def test_failures_have_a_kind(error, kind):
-    assert reason_of(error) == kind
+def test_an_error_begins_with_its_reason(error, reason):
+    assert reason_of(error) is reason
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (429, "busy"),
+        (500, "server_error"),
+        (529, "server_error"),
+        (422, "http_422"),
+        (418, "http_4xx"),
+    ],
+)
+def test_a_status_has_one_reason(status, reason):
+    assert of_status(status) == reason
 
 
 def test_the_text_says_what_a_person_wants_to_know():
@@ -52,14 +67,16 @@ def test_the_text_says_what_a_person_wants_to_know():
         requested=500,
         answered=40,
         failed=3,
-        reasons={"timeout": 2, "declined": 1},
+        reasons={"timeout": 2, "http_422": 1},
         answers_per_second=12.3,
         tokens_per_second=410.2,
         cost=0.0132,
         projected_cost=0.2094,
+        unused_cost=0.001,
     )
     assert state.text == (
-        "12.3/s, 410 tokens/s, 3 failed (timeout 2, declined 1), cost 0.0132 of about 0.21"
+        "12.3/s, 410 tokens/s, 3 failed (timeout 2, http 422 1), "
+        "cost 0.0132 of about 0.21, 0.001 unused"
     )
     assert Asking(requested=5, answered=0).text == ""
 

@@ -131,6 +131,7 @@ def quality_lines(report: Report) -> list[str]:
     hidden = report.data.get("hidden") or {}
     lines = [f"hidden from the teacher: {describe(hidden)}"] if hidden else []
     lines += _asked_lines(report)
+    lines += (report.data.get("spending") or {}).get("lines", [])
     lines += [report.data["trial"]["text"]] if report.data.get("trial") else []
     labels = found.get("labels") or {}
     if labels:

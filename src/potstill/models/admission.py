@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from potstill.errors import TeacherRefused
 from potstill.models.breaker import Breaker
-from potstill.models.limits import Bucket, told_allowance
+from potstill.models.limits import KINDS, Bucket, told_allowance
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,13 @@ class Admission:
         self.breaker = Breaker(clock)
         self._most = most
         self._clock, self._wall_clock, self._sleep = clock, wall_clock, sleep
-        self._given = {"requests": requests_per_minute, "tokens": tokens_per_minute}
+        given = {"requests": requests_per_minute, "tokens": tokens_per_minute}
         self._buckets = {
-            kind: Bucket(limit, 60.0, now=clock()) for kind, limit in self._given.items() if limit
+            kind: Bucket(limit, 60.0, now=clock()) for kind, limit in given.items() if limit
         }
+        self._learned = [
+            kind for kind in KINDS if not given[kind if kind == "requests" else "tokens"]
+        ]
         self._num_clean = 0
         self._cut_until = -math.inf
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,22 +82,24 @@ class Admission:
         self._changed: asyncio.Future[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def slot(self, tokens: float) -> AsyncIterator[Slot]:
+    async def slot(self, tokens: float, new_tokens: float = 0.0) -> AsyncIterator[Slot]:
         """Waits for the right to send, and gives it back at the end.
 
         Args:
             tokens: How many the request may cost, prompt and answer.
+            new_tokens: Of these, the answer's.
 
         Raises:
             TeacherRefused: If nothing has gone through for hours.
         """
         if self._loop is not asyncio.get_running_loop():
             self._loop, self._line = asyncio.get_running_loop(), asyncio.Lock()
+        needs = _parts(tokens, new_tokens) | {"requests": 1.0}
         # The lock is handed on in the order of arrival, so that whoever holds it is first.
         async with self._line:
-            while seconds := self._seconds_to_wait(tokens):
+            while seconds := self._seconds_to_wait(needs):
                 await self._wait(seconds)
-            slot = self._take(tokens)
+            slot = self._take(needs)
         try:
             yield slot
         finally:
@@ -106,8 +111,8 @@ class Admission:
 
     def learn(self, slot: Slot, headers: Mapping[str, str]) -> None:
         """Reads the endpoint's limits from a reply; those that were given win."""
-        for kind, given in self._given.items():
-            told = None if given else told_allowance(headers, kind, self._wall_clock())
+        for kind in self._learned:
+            told = told_allowance(headers, kind, self._wall_clock())
             if told is None:
                 continue
             now, bucket = self._clock(), self._buckets.get(kind)
@@ -118,13 +123,18 @@ class Admission:
             elif kind in slot.taken:
                 bucket.agree(told, sent_at=slot.sent_at, taken=slot.taken[kind], now=now)
 
-    def answered(self, slot: Slot, num_tokens: int | None) -> None:
-        """The request went through; `num_tokens` is what it really cost, where that is known."""
+    def answered(self, slot: Slot, num_tokens: int | None, num_new_tokens: int = 0) -> None:
+        """The request went through.
+
+        Args:
+            num_tokens: What it really cost, prompt and answer; None where that is not known.
+            num_new_tokens: Of these, the answer's.
+        """
         if self.breaker.is_paused:
             log.warning("%s answers again", self.host)
             self.limit = min(self.limit, float(START))  # the whole crowd at once might end it
         self.breaker.answered()
-        self._settle(slot, num_tokens)
+        self._settle(slot, num_tokens, num_new_tokens)
         self._num_clean += 1
         if self._num_clean >= self.limit:
             self._num_clean = 0
@@ -156,11 +166,14 @@ class Admission:
         if self.breaker.is_paused and not was_paused:
             log.warning("%s is paused: %s", self.host, self.breaker.reason)
 
-    def _settle(self, slot: Slot, num_tokens: int | None) -> None:
-        if num_tokens is not None and "tokens" in slot.took:
-            self._buckets["tokens"].give_back(slot.took["tokens"] - num_tokens, self._clock())
+    def _settle(self, slot: Slot, num_tokens: int | None, num_new_tokens: int = 0) -> None:
+        if num_tokens is None:
+            return
+        for kind, used in _parts(num_tokens, num_new_tokens).items():
+            if kind in slot.took:
+                self._buckets[kind].give_back(slot.took[kind] - used, self._clock())
 
-    def _seconds_to_wait(self, tokens: float) -> float:
+    def _seconds_to_wait(self, needs: Mapping[str, float]) -> float:
         """0 to send now, infinity until something changes."""
         breaker = self.breaker
         if breaker.has_given_up:
@@ -172,7 +185,7 @@ class Admission:
             return seconds
         if self.num_open >= int(self.limit) and not breaker.is_paused:
             return math.inf
-        now, needs = self._clock(), {"requests": 1.0, "tokens": tokens}
+        now = self._clock()
         return max(
             (bucket.seconds_to(needs[kind], now) for kind, bucket in self._buckets.items()),
             default=0.0,
@@ -190,8 +203,7 @@ class Admission:
         finally:
             timer.cancel()
 
-    def _take(self, tokens: float) -> Slot:
-        needs = {"requests": 1.0, "tokens": tokens}
+    def _take(self, needs: Mapping[str, float]) -> Slot:
         took = {kind: bucket.take(needs[kind]) for kind, bucket in self._buckets.items()}
         slot = Slot(
             sent_at=self._clock(),
@@ -203,3 +215,12 @@ class Admission:
         if slot.is_probe:
             self.breaker.probe_starts()
         return slot
+
+
+def _parts(tokens: float, new_tokens: float) -> dict[str, float]:
+    """Tokens as the limits count them."""
+    return {
+        "tokens": tokens,
+        "input_tokens": tokens - new_tokens,
+        "output_tokens": new_tokens,
+    }

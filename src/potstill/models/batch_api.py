@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from potstill.errors import ConfigError, TeacherRefused
 from potstill.models.chat_format import Answer, NotAnAnswer, count, declined, error_text, read_json
 from potstill.models.client import Client, Request, encode_body
+from potstill.models.failures import Failure, named
 from potstill.models.wire import AzureWire, OpenAIWire, Wire
 from potstill.models.wire_anthropic import AnthropicWire
 
@@ -339,4 +340,4 @@ def _declined(status: int, body: Any) -> Answer:
 
 
 def _failed(code: str, message: str) -> Answer:
-    return Answer(finish_reason="error", error=f"{code}: {message}")
+    return Answer(finish_reason="error", error=named(Failure.BATCH_ERROR, f"{code}: {message}"))

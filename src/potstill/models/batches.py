@@ -14,6 +14,7 @@ from potstill.models.batch_api import Batch
 from potstill.models.batch_table import BatchTable, Intent, Place, Spool
 from potstill.models.chat_format import Answer, NotAnAnswer, read_json
 from potstill.models.endpoint import EndpointModel
+from potstill.models.failures import Failure, gave_up, named, reason_of
 from potstill.models.fingerprint import request_fingerprint
 from potstill.protocols import ChatModel
 from potstill.rundir import LedgerDir
@@ -116,11 +117,13 @@ class Batches:
         if place is not None:
             answer = self._answer_at(place, sampling)
             share = self._endpoint.price.batch if self._endpoint.price else 1.0
-            return self._endpoint.response_to(
+            response = self._endpoint.response_to(
                 record, sampling, answer, turn=turn, sample=sample, price_share=share
             )
+            is_unread = reason_of(answer.error) == Failure.UNREADABLE
+            return response.model_copy(update={"num_unread": int(is_unread)})
         if self.given_up:
-            raise TeacherError(f"not_in_batch: {self.given_up}")
+            raise gave_up(Failure.NOT_IN_BATCH, self.given_up)
         self.num_waiting += 1
         self._first_missing = self._first_missing or sampling
         raise Postponed
@@ -314,7 +317,8 @@ class Batches:
         try:
             return self._endpoint.answer_in(row.reply, sampling)
         except NotAnAnswer as error:
-            return Answer(finish_reason="error", error=f"unreadable: {error}"[:500])
+            text = named(Failure.UNREADABLE, str(error))[:500]
+            return Answer(finish_reason="error", error=text)
 
 
 class BatchModel:

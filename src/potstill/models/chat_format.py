@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import orjson
 
+from potstill.models.failures import Failure, named, of_status
 from potstill.models.logprobs import read_logprobs
 from potstill.types import Logprobs, Message, Noun, Sampling
 
@@ -118,7 +119,7 @@ def read_answer(tree: Any, *, top_logprobs: int = 0, mode: str | None = None) ->
     except (KeyError, IndexError, TypeError, AttributeError):
         raise NotAnAnswer(f"no chat completion: {spelled(tree)}") from None
     finish = FINISH.get(str(reason).lower(), "error")
-    error = "" if finish != "error" else f"ended with finish_reason {reason!r}"
+    error = "" if finish != "error" else unfinished(f"finish_reason {reason!r}")
     if refusal and not content:
         content, finish, error = refusal, "content_filter", ""
     try:
@@ -163,7 +164,7 @@ def is_filtered(data: bytes) -> bool:
 
 
 def declined(status: int, data: bytes, text: str) -> Answer:
-    """What a refusal (4xx) of one prompt makes of it: withheld, cut, too long or declined.
+    """What a refusal (4xx) of one prompt makes of it: withheld, cut, too long or dead.
 
     Args:
         data: The body of the refusal.
@@ -175,7 +176,13 @@ def declined(status: int, data: bytes, text: str) -> Answer:
     if _CUT in text:
         return Answer(finish_reason="length", error=f"cut: {text}")
     is_long = status == 413 or any(words in text.lower() for words in _TOO_LONG)
-    return Answer(finish_reason="error", error=f"{'too_long' if is_long else 'declined'}: {text}")
+    reason = Failure.TOO_LONG if is_long else of_status(status)
+    return Answer(finish_reason="error", error=named(reason, text))
+
+
+def unfinished(how: str) -> str:
+    """The error of an answer that did not end as answers do."""
+    return named(Failure.UNFINISHED, f"ended with {how}")
 
 
 def _text_of(content: Any) -> str:

@@ -18,6 +18,7 @@ import orjson
 from potstill.errors import TeacherError, TeacherRefused
 from potstill.models.admission import START, Admission, Slot
 from potstill.models.chat_format import Answer, NotAnAnswer, error_text, is_filtered, read_json
+from potstill.models.failures import Failure, gave_up, num_unread_of, of_status
 from potstill.models.retry import (
     MOST_ATTEMPTS,
     MOST_BUSY_SECONDS,
@@ -53,6 +54,9 @@ class Request(NamedTuple):
     num_tokens: int = 0
     """What it may cost, prompt and answer."""
 
+    num_new_tokens: int = 0
+    """Of these, what the answer may."""
+
     send_file: Path | None = None
     """The body, in place of what `make_body` makes."""
 
@@ -73,9 +77,15 @@ class _Fault(NamedTuple):
     """Why an attempt failed that may be made again."""
 
     text: str
+    reason: Failure
     headers: Mapping[str, str] = {}
-    is_busy: bool = False
-    """It was refused for speed (429)."""
+    may_be_paid: bool = False
+    """The request arrived, as far as anyone knows, and nothing that can be read came back."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it was refused for speed (429)."""
+        return self.reason == Failure.BUSY
 
 
 class Client:
@@ -156,17 +166,33 @@ class Client:
         Raises:
             TeacherRefused: Key, URL, model or quota, or nothing has gone through for hours.
             TeacherError: It failed too often.
+            CancelledError: Also says how many attempts may have been paid, see `num_unread_of`.
         """
+        unread: list[_Fault] = []
+        try:
+            reply, answer = await self._until_through(request, unread)
+        except TeacherError as error:
+            error.num_unread += len(unread)
+            raise
+        except asyncio.CancelledError as error:
+            error.num_unread = num_unread_of(error) + len(unread)  # type: ignore[attr-defined]
+            raise
+        reply.num_unread = len(unread)
+        return reply, answer
+
+    async def _until_through(self, request: Request, unread: list[_Fault]) -> tuple[Reply, Any]:
         tries, attempt, busy_seconds = 0, 0, 0.0
         num_answers = self._budget.num_answers
         while True:
-            async with self._admission.slot(request.num_tokens) as slot:
+            async with self._admission.slot(request.num_tokens, request.num_new_tokens) as slot:
                 found = await self._try(slot, request)
                 if not isinstance(found, _Fault):
                     return found
                 self._report(slot, found)
+            if found.may_be_paid:
+                unread.append(found)
             if not (request.is_repeatable or found.is_busy):
-                raise TeacherError(f"{self.host} failed: {found.text}")
+                raise gave_up(found.reason, f"{self.host} failed: {found.text}")
             tries += 1
             # Refusals for speed do not count, but those of a probe do: the last request of a
             # run may be one that the endpoint never takes.
@@ -194,9 +220,14 @@ class Client:
                 reply = await self._transport.send(
                     request.method, request.url, headers, data, **ways
                 )
+            except asyncio.CancelledError as error:
+                error.num_unread = 1  # type: ignore[attr-defined]
+                raise
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._refuse_unreachable(error)
-                return _Fault(f"{type(error).__name__} {self._key.hide(str(error))}".strip())
+                text = f"{type(error).__name__} {self._key.hide(str(error))}".strip()
+                reason, may_be_paid = _broken(error)
+                return _Fault(text, reason, may_be_paid=may_be_paid)
             self._admission.learn(slot, reply.headers)
             text = self.message(reply) if body and reply.status in (400, 422) else ""
             if not (text and self._wire.learns(body, text)):
@@ -204,18 +235,19 @@ class Client:
         self._refuse_for_good(reply, request.what)
         if reply.status in RETRIED:
             text = f"status {reply.status}: {self.message(reply)}"
-            return _Fault(text, reply.headers, is_busy=reply.status == 429)
+            return _Fault(text, of_status(reply.status), reply.headers)
         answer = None
         if request.read and reply.status == 200:
             try:
                 answer = await request.read(reply.body)
             except NotAnAnswer as error:
-                return _Fault(f"status 200 and no answer: {self._key.hide(str(error))[:500]}")
+                text = f"status 200 and no answer: {self._key.hide(str(error))[:500]}"
+                return _Fault(text, _spoilt(reply.body), may_be_paid=True)
         self._budget.num_answers += 1
-        is_known = isinstance(answer, Answer) and answer.has_usage
-        self._admission.answered(
-            slot, answer.num_prompt_tokens + answer.num_new_tokens if is_known else None
-        )
+        used: tuple[int | None, int] = (None, 0)
+        if isinstance(answer, Answer) and answer.has_usage:
+            used = (answer.num_prompt_tokens + answer.num_new_tokens, answer.num_new_tokens)
+        self._admission.answered(slot, *used)
         return reply, answer
 
     def _report(self, slot: Slot, fault: _Fault) -> None:
@@ -229,18 +261,21 @@ class Client:
     def _refuse_more(self, attempt: int, busy_seconds: float, fault: _Fault) -> None:
         """Gives one request up when it has failed often enough, or too many others have."""
         if attempt >= MOST_ATTEMPTS:
-            raise TeacherError(f"{self.host} failed {attempt} times; the last time: {fault.text}")
+            text = f"{self.host} failed {attempt} times; the last time: {fault.text}"
+            raise gave_up(fault.reason, text)
         if busy_seconds > MOST_BUSY_SECONDS:
-            raise TeacherError(
+            raise gave_up(
+                fault.reason,
                 f"{self.host} was too busy for anyone for {busy_seconds:,.0f} seconds; the last "
-                f"time: {fault.text}. Lower generation.max_in_flight (now {self.max_in_flight})"
+                f"time: {fault.text}. Lower generation.max_in_flight (now {self.max_in_flight})",
             )
         if fault.is_busy or self._admission.breaker.is_paused:
             return  # during an outage nothing is held against one request
         if self._budget.is_empty:
-            raise TeacherError(
+            raise gave_up(
+                fault.reason,
                 f"{self.host} failed, and was not asked again because {self._budget.num_retries:,} "
-                f"other requests were for {self._budget.num_answers:,} answers: {fault.text}"
+                f"other requests were for {self._budget.num_answers:,} answers: {fault.text}",
             )
         self._budget.num_retries += 1
 
@@ -292,6 +327,26 @@ class Client:
         # Hidden before it is cut, so that no half of a key is left at the end.
         text = " ".join(self._key.hide(text).split())
         return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _broken(error: Exception) -> tuple[Failure, bool]:
+    """Why no whole reply came, and whether the request may have been answered and paid for."""
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+        return Failure.CONNECTION, False
+    if isinstance(error, TimeoutError):
+        return Failure.TIMEOUT, True
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Failure.TRUNCATED, True
+    if isinstance(error, aiohttp.ClientResponseError):
+        return Failure.UNREADABLE, True
+    return Failure.CONNECTION, True
+
+
+def _spoilt(body: bytes) -> Failure:
+    """Why a body of status 200 is no answer: JSON that has no end was cut on its way."""
+    text = body.strip()
+    is_cut = text.startswith(b"{") and not text.endswith(b"}")
+    return Failure.TRUNCATED if is_cut else Failure.UNREADABLE
 
 
 def encode_body(body: Any) -> bytes:

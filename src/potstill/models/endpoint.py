@@ -18,6 +18,7 @@ from potstill.models.chat_format import Answer, NotAnAnswer, declined, read_json
 from potstill.models.client import Client, Request
 from potstill.models.fingerprint import request_fingerprint
 from potstill.models.secret import Key
+from potstill.models.transport import Reply
 from potstill.models.wire import open_wire
 from potstill.types import Message, Record, Response, Sampling
 
@@ -158,9 +159,10 @@ class EndpointModel:
         """
         await self.prepare()
         self.refuse_what_it_cannot(sampling)
-        answer, seconds = await self._ask(record.messages, sampling)
+        answer, reply = await self._ask(record.messages, sampling)
         response = self.response_to(record, sampling, answer, turn=turn, sample=sample)
-        return response.model_copy(update={"seconds": seconds})
+        update = {"seconds": reply.seconds, "num_unread": reply.num_unread}
+        return response.model_copy(update=update)
 
     def refuse_what_it_cannot(self, sampling: Sampling) -> None:
         """Raises TeacherRefused where its API never answers what is asked."""
@@ -225,7 +227,7 @@ class EndpointModel:
         """Closes the connections; a later call opens new ones."""
         await self._client.close()
 
-    async def _ask(self, messages: Sequence[Message], sampling: Sampling) -> tuple[Answer, float]:
+    async def _ask(self, messages: Sequence[Message], sampling: Sampling) -> tuple[Answer, Reply]:
         """The answer, or the error row that a refusal of this prompt alone makes."""
         url = self._wire.chat_url(self.model or "")
         # Four bytes a token: what providers reckon with before they count.
@@ -237,12 +239,13 @@ class EndpointModel:
             functools.partial(self._wire.body, self.model or "", messages, sampling),
             functools.partial(self._read, top_logprobs=sampling.top_logprobs),
             num_bytes // 4 + sampling.max_new_tokens,
+            sampling.max_new_tokens,
         )
         reply, answer = await self._client.exchange(request)
         if answer is None:
             text = self._client.message(reply, most=_LONGEST_ERROR)
             answer = declined(reply.status, reply.body, text)
-        return answer, reply.seconds
+        return answer, reply
 
     async def _read(self, data: bytes, top_logprobs: int) -> Answer:
         """The answer in a body; a long one is read in a thread, so that others are not kept up."""

@@ -18,7 +18,14 @@ _HEADERS = {
         "x-ratelimit-{}-tokens",
         "anthropic-ratelimit-tokens-{}",
     ),
+    "input_tokens": ("anthropic-ratelimit-input-tokens-{}",),
+    "output_tokens": ("anthropic-ratelimit-output-tokens-{}",),
 }
+KINDS = tuple(_HEADERS)
+"""What endpoints limit: requests, all tokens, those of prompts, those of answers."""
+
+_APART = tuple(_HEADERS[kind][0].format("limit") for kind in ("input_tokens", "output_tokens"))
+
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": _MINUTE, "s": 1.0, "ms": 0.001}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
 
@@ -106,10 +113,15 @@ def told_allowance(headers: Mapping[str, str], kind: str, wall_clock: float) -> 
     whose reset is beyond a minute (Groq's requests are per day) is not for pacing: it is used
     until it is gone, and then the endpoint says so.
 
+    Where prompts and answers have limits of their own, the one for all tokens repeats whichever
+    of them is nearer, so it is none for their sum and is passed over.
+
     Args:
-        kind: requests or tokens.
+        kind: One of `KINDS`.
         wall_clock: Seconds since 1970, for resets that are dates.
     """
+    if kind == "tokens" and any(name in headers for name in _APART):
+        return None
     for pattern in _HEADERS[kind]:
         limit = _count(headers.get(pattern.format("limit")))
         if limit is None or limit < 1:

@@ -26,6 +26,7 @@ from potstill.data.render import end_token_ids, render_prompt, vocab_fingerprint
 from potstill.errors import ConfigError, DataError, TeacherError
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.decode import Row, decode
+from potstill.models.failures import Failure
 from potstill.models.fingerprint import request_fingerprint, weights_identity
 from potstill.models.logprobs import Capture, LogprobArrays, pack_logprobs
 from potstill.models.longrope import hidden_states
@@ -146,8 +147,8 @@ class LocalModel:
             return self._response(
                 request,
                 finish_reason="error",
-                error=f"too_long: the prompt has {len(ids):,} tokens and {self.name} reads "
-                f"{self.context:,}, prompt and answer together",
+                error=f"{Failure.TOO_LONG}: the prompt has {len(ids):,} tokens and {self.name} "
+                f"reads {self.context:,}, prompt and answer together",
             )
         if self._thread is None:
             self._thread = threading.Thread(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from potstill.data.privacy import LOG_KEY
-from potstill.errors import TeacherError
+from potstill.models.failures import Failure, gave_up
 from potstill.types import Message, Record, Response, Sampling
 
 
@@ -33,7 +33,7 @@ class LoggedAnswers:
             TeacherError: If none was logged.
         """
         if record.reference is None:
-            raise TeacherError("no answer to this turn was logged")
+            raise gave_up(Failure.NOT_LOGGED, "no answer to this turn was logged")
         log: dict[str, Any] = record.metadata.get(LOG_KEY) or {}
         return Response(
             record_id=record.id,

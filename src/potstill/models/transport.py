@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from potstill.errors import TeacherError
+from potstill.models.failures import Failure, gave_up
 
 _CONNECT_SECONDS = 30.0
 _LARGEST_BYTES = 64 * 2**20
@@ -22,6 +22,8 @@ class Reply:
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes, seconds: float):
         self.status, self.headers, self.body, self.seconds = status, headers, body, seconds
+        self.num_unread = 0
+        """Attempts before this one that may have been paid for, and brought nothing."""
 
 
 class Transport:
@@ -88,9 +90,11 @@ class Transport:
                 if size > self._largest_bytes:
                     # Not released to the pool: the rest would have to be read first.
                     response.close()
-                    raise TeacherError(
+                    raise gave_up(
+                        Failure.TOO_LARGE,
                         f"{urlsplit(url).netloc} sent more than {self._largest_bytes >> 20} MiB "
-                        f"for one answer"
+                        f"for one answer",
+                        num_unread=1,
                     )
             took = self._clock() - started
             return Reply(response.status, response.headers, b"".join(chunks), took)

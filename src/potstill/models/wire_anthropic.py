@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.models.chat_format import FINISH, Answer, NotAnAnswer, count, spelled
+from potstill.models.chat_format import FINISH, Answer, NotAnAnswer, count, spelled, unfinished
 from potstill.models.quirks import Quirks
 from potstill.types import Message, Sampling
 
@@ -87,7 +87,7 @@ class AnthropicWire:
             text=text,
             reasoning=reasoning,
             finish_reason=finish,
-            error="" if finish != "error" else f"ended with stop_reason {reason!r}",
+            error="" if finish != "error" else unfinished(f"stop_reason {reason!r}"),
             num_prompt_tokens=sum(count(usage.get(name)) for name in _PROMPT_TOKENS),
             num_new_tokens=count(usage.get("output_tokens")),
             has_usage="output_tokens" in usage,

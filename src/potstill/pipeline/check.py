@@ -7,7 +7,7 @@ import inspect
 import itertools
 import json
 import sqlite3
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +23,7 @@ from potstill.teach.contamination import NotContaminated
 from potstill.teach.doubles import duplicate_checks
 from potstill.teach.isolated import CheckPool
 from potstill.teach.quality import LabelQuota, Quality
+from potstill.teach.spending import Bill
 from potstill.types import Record, Response
 
 _NUM_TYPICAL = 2000
@@ -54,14 +55,15 @@ def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
     counts: Counter[str] = Counter({f"num_{split}": 0 for split in places})
     reasons: Counter[str] = Counter()
     by_teacher: Counter[str] = Counter()
+    bill = Bill()
     tell = ctx.progress("check")
     with judges(ctx) as judged, scratch(run.data) as database, whole_file(run.rejected) as dropped:
         set_checks, facts = _set_checks(ctx, database)
         for split, (asked, out) in places.items():
             own = _with_quota(ctx, set_checks) if split == "train" else set_checks
-            rows = with_answers(split, iter_jsonl(asked, Record))
+            rows = _billed(with_answers(split, iter_jsonl(asked, Record)), own, judged, bill)
             with whole_file(out) as kept:
-                for number, outcome in enumerate(judged(rows, own), start=1):
+                for number, outcome in enumerate(rows, start=1):
                     for record in outcome.accepted:
                         kept.write(json_line(record))
                         counts[f"num_{split}"] += 1
@@ -90,9 +92,26 @@ def sort_answers(ctx: Context, with_answers: WithAnswers) -> dict[str, Any]:
         "num_rejected": reasons.total(),
         "reasons": dict(reasons.most_common()),
         **({"teachers": dict(by_teacher)} if by_teacher else {}),
+        "spending": bill.facts,
         "quality": found,
         "text": text,
     }
+
+
+def _billed(
+    rows: Rows, set_checks: list[SetCheck], judged: Judged, bill: Bill
+) -> Iterator[Outcome]:
+    """The outcomes of rows, each with what its answers cost put on the bill."""
+    waiting: deque[list[Response]] = deque()
+
+    def remembered() -> Rows:
+        for record, responses in rows:
+            waiting.append(responses)
+            yield record, responses
+
+    for outcome in judged(remembered(), set_checks):
+        bill.add_sorted(waiting.popleft(), outcome.rejected)
+        yield outcome
 
 
 @contextlib.contextmanager

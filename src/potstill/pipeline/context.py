@@ -73,9 +73,13 @@ class Context:
             nonlocal last
             if time.monotonic() - last >= _SECONDS_BETWEEN_FIGURES:
                 last = time.monotonic()
-                self._keep({"stage": stage, "kind": "figures", **found.model_dump(mode="json")})
+                self.keep_figures(stage, found.model_dump(mode="json"))
 
         return keep
+
+    def keep_figures(self, stage: str, found: Mapping[str, Any]) -> None:
+        """Keeps figures in the event file."""
+        self._keep({"stage": stage, "kind": "figures", **found})
 
     def _keep(self, row: Mapping[str, Any]) -> None:
         self.run.events.parent.mkdir(parents=True, exist_ok=True)

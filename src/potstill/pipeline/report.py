@@ -132,6 +132,7 @@ def _funnel(ctx: Context) -> dict[str, Any]:
         "rejected": kept.get("reasons", {}),
         **({"teachers": said} if (said := _by_teacher(asked, kept)) else {}),
         "leaks_dropped": run.facts("split").get("num_dropped", 0),
+        "spending": kept.get("spending", {}),
         "quality": kept.get("quality", {}),
         "trial": asked.get("trial", {}),
         "hidden": asked.get("hidden") or run.facts("load").get("replaced", {}),

@@ -195,7 +195,8 @@ def _chosen(prompts: JsonLines[Record], numbers: Iterable[int]) -> Iterator[Reco
 
 def _sum(a: Counts, b: Counts) -> Counts:
     """Two calls as one."""
-    names = [name for name in Counts.model_fields if name != "cost"]
-    added = {name: getattr(a, name) + getattr(b, name) for name in names}
-    cost = None if a.cost is None and b.cost is None else (a.cost or 0.0) + (b.cost or 0.0)
-    return Counts(**added, cost=cost)
+    added = {}
+    for name in Counts.model_fields:
+        known = [value for each in (a, b) if (value := getattr(each, name)) is not None]
+        added[name] = sum(known) if known else None
+    return Counts(**added)

@@ -39,9 +39,13 @@ from potstill.rundir import JsonLines, RunDir, iter_jsonl, read_jsonl
 from potstill.teach.generate import Counts, generate
 from potstill.teach.ledger import Inventory, Ledger
 from potstill.teach.prompts import lessons
+from potstill.teach.spending import spending_lines
 from potstill.types import Record
 
 SPLITS = ("train", "validation")
+
+_WASTE = ("num_unused", "num_unused_tokens", "num_unread")
+"""Of `Counts`: what was asked for in this run and is of no use."""
 
 
 def teach(ctx: Context) -> None:
@@ -112,7 +116,7 @@ async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
             f"{{learn: pseudonyms}}, or loss.kind: sft"
         )
     counts: Counter[str] = Counter()
-    cost = 0.0
+    cost = unused_cost = 0.0
     rounds: dict[str, Any] = {}
     try:
         await prepared(teacher, ctx.progress("teach"))
@@ -125,7 +129,9 @@ async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
             else:
                 found = await _ask_split(ctx, teacher, generation, split)
             counts.update(requested=found.requested, answered=found.answered, reused=found.reused)
+            counts.update({name: getattr(found, name) for name in _WASTE})
             cost += found.cost or 0.0
+            unused_cost += found.unused_cost or 0.0
             if found.damaged:
                 ctx.tell("teach", "note", damaged_text(found.damaged, run))
     finally:
@@ -138,7 +144,7 @@ async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
     if hidden:
         text += f"; hidden: {describe(hidden)}"
     facts = {"text": text, "cost": cost, "teacher": teacher.name, "hidden": dict(hidden)}
-    facts |= {"trial": tried.facts, "teachers": said_by(ctx)}
+    facts |= {"trial": tried.facts, "teachers": said_by(ctx), "unused_cost": unused_cost}
     return {**facts, **counts, **rounds}
 
 
@@ -203,12 +209,26 @@ def check(ctx: Context) -> None:
                 def with_answers(split: str, records: Iterable[Record]) -> Rows:
                     return answered(ctx, answers, split, records)
 
-                return sort_answers(ctx, with_answers)
+                facts = sort_answers(ctx, with_answers)
+                return {**facts, "spending": _spending(ctx, facts["spending"], answers.cost)}
         except AnswersLost:
             run.mark("teach").unlink(missing_ok=True)
             raise
 
     ctx.stage("check", inputs, work)
+
+
+def _spending(ctx: Context, bill: dict[str, Any], cost: float) -> dict[str, Any]:
+    """What was paid for, accepted and not, told and kept; `elsewhere` is for other answers."""
+    here = sum(bill[name].get("cost", 0.0) for name in ("accepted", "unused"))
+    found = {**bill, "cost": cost, "elsewhere": max(0.0, cost - here)}
+    if found["elsewhere"] < 1e-9 * cost:  # sums of the same numbers in another order
+        found["elsewhere"] = 0.0
+    found["lines"] = spending_lines(found)
+    for line in found["lines"]:
+        ctx.tell("check", "note", line)
+    ctx.keep_figures("check", {"spending": found})
+    return found
 
 
 def _check_key(ctx: Context) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from potstill.config import GenerationConfig, PriceConfig
 from potstill.errors import PotstillError, TeacherError
 from potstill.models.batches import Postponed
+from potstill.models.failures import Failure, named, num_unread_of, reason_of
 from potstill.models.several import PassedOver, with_reserve
 from potstill.protocols import ChatModel, Task
 from potstill.teach.index import MOST_KEYS, State, Want
@@ -202,6 +203,7 @@ class Asker:
                 num_blocked = len(chain.prompts) - len(said) - 1
                 self.tally.taken += num_blocked
                 self.tally.blocked += num_blocked
+                self._meter.failed(Failure.BLOCKED, num_blocked)
                 self.refuse_too_few()
                 return
             said.append(response.text)
@@ -266,8 +268,9 @@ class Asker:
         response = None
         try:
             response = await self._respond(chain, request, is_last)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             stopped = failed(cancelled("the run ended before the answer came"))
+            stopped = stopped.model_copy(update={"num_unread": num_unread_of(error)})
             tried.append(_Tried(request, self._keep(chain, request, stopped)))
             raise
         except PassedOver:
@@ -282,7 +285,8 @@ class Asker:
                 # Refused: it will refuse every other prompt as well. Or a fault of ours.
                 self._give_back()
                 raise
-            response = failed(str(error))
+            response = failed(named(error.reason, str(error)))
+            response = response.model_copy(update={"num_unread": error.num_unread})
         finally:
             self.purse.settle(reserved, response)
         tried.append(_Tried(request, self._keep(chain, request, response)))
@@ -335,13 +339,11 @@ class Asker:
 
     def _count(self, response: Response) -> None:
         """What an outcome was, whether or not another teacher is asked in its place."""
-        tally, state = self.tally, state_of(response)
+        state = self.tally.came(response)
         if state <= State.CUT:
-            tally.num_prompt_tokens += response.num_prompt_tokens
-            tally.num_new_tokens += response.num_new_tokens
             self._meter.answered(response.num_new_tokens)
         elif state == State.DEAD:
-            self._meter.failed(response.error)
+            self._meter.failed(reason_of(response.error))
             if len(self._examples) < _NUM_EXAMPLES:
                 self._examples.append(f"{response.record_id}: {response.error}")
 
@@ -383,6 +385,10 @@ class Asker:
             answers_per_second=rate,
             tokens_per_second=tokens_per_second,
             cost=cost,
+            num_unused=tally.unused.num,
+            num_unused_tokens=tally.unused.num_tokens,
+            unused_cost=tally.unused.cost,
+            num_unread=tally.num_unread,
             projected_cost=projected,
             seconds=seconds,
             seconds_left=left / rate if rate else None,

@@ -21,6 +21,7 @@ from potstill.teach.asker import Asker, Place
 from potstill.teach.ledger import Ledger
 from potstill.teach.progress import Asking
 from potstill.teach.rounds import ask_in_batches
+from potstill.teach.spending import total
 from potstill.types import Noun, Record
 
 OnProgress = Callable[[int, int, str], None]
@@ -59,8 +60,20 @@ class Counts(Noun):
     num_new_tokens: int = 0
     """Tokens of the answers that this call asked for."""
 
+    num_unused: int = 0
+    """Asked for in this call, and of no use: cut, withheld, empty, failed or cancelled."""
+
+    num_unused_tokens: int = 0
+    """Of prompts and answers of these, as the provider counted them."""
+
+    num_unread: int = 0
+    """Attempts that brought nothing to read and may have been paid for, retried ones among them."""
+
     cost: float | None = None
     """What this call cost; None where no price is known."""
+
+    unused_cost: float | None = None
+    """Of that: for the unused."""
 
 
 async def generate(
@@ -224,6 +237,7 @@ async def _ask_in_order(
 def _counts(askers: Sequence[Asker]) -> Counts:
     """The last one has counted the whole input; what came before that is reused by it."""
     asker, tallies = askers[-1], [asker.tally for asker in askers]
+    unused = total(tally.unused for tally in tallies)
     tally = asker.tally
     return Counts(
         requested=asker.requested,
@@ -234,7 +248,11 @@ def _counts(askers: Sequence[Asker]) -> Counts:
         damaged=asker.ledger.num_damaged,
         num_prompt_tokens=sum(each.num_prompt_tokens for each in tallies),
         num_new_tokens=sum(each.num_new_tokens for each in tallies),
+        num_unused=unused.num,
+        num_unused_tokens=unused.num_tokens,
+        num_unread=sum(each.num_unread for each in tallies),
         cost=sum(a.purse.spent_now for a in askers) if asker.purse.price is not None else None,
+        unused_cost=unused.cost,
     )
 
 

@@ -23,6 +23,7 @@ from potstill.rundir import LedgerDir, locked
 from potstill.teach.index import Row, State, Want, open_index
 from potstill.teach.outcomes import Inventory, key_of, line_of, response_of, state_of
 from potstill.teach.segments import MOST_BYTES, Segments
+from potstill.teach.spending import Spending, told, waste_of
 from potstill.types import Record, Response
 
 MOST_TOGETHER = 256
@@ -90,6 +91,8 @@ class Ledger:
     ) -> None:
         self._stack.close()
         if isinstance(error, sqlite3.Error):
+            if error.sqlite_errorname.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+                raise PotstillError(self._unwritable(error)) from error
             raise PotstillError(
                 f"{self.folder.index} cannot be read: {error}; the same command makes it again "
                 f"from the answers beside it"
@@ -201,13 +204,17 @@ class Ledger:
 
     def verify(self) -> Inventory:
         """Reads every line that the index knows, and counts."""
-        states = dict.fromkeys(State, 0)
+        states, paid, unused = dict.fromkeys(State, 0), Spending(), Spending()
         for key, row in self._index.outcomes():
             line = self._segments.read(row.span)
-            if line is None or key_of(response_of(line)) != key:
+            response = None if line is None else response_of(line)
+            if response is None or key_of(response) != key:
                 self.num_damaged += 1
-            else:
-                states[row.state] += 1
+                continue
+            states[row.state] += 1
+            paid.add(response)
+            if waste_of(response):
+                unused.add(response)
         numbers = self.folder.segments()
         files = [self.folder.damaged(number) for number in numbers]
         wanted = (row for part in self._index.parts() for _, row in self._index.wanted(part))
@@ -220,6 +227,7 @@ class Ledger:
             num_stale=self._index.num_stale(),
             num_missing=sum(row is None for row in wanted),
             num_damaged=self.num_damaged,
+            **told(paid, unused),
             damaged_files=tuple(str(path) for path in files if path.exists()),
         )
 

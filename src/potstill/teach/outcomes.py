@@ -7,10 +7,11 @@ import json
 
 from pydantic_core import PydanticSerializationError
 
+from potstill.models.failures import Failure
 from potstill.teach.index import State
 from potstill.types import Noun, Response
 
-_CANCELLED = "cancelled: "
+_CANCELLED = f"{Failure.CANCELLED}: "
 
 
 class Inventory(Noun):
@@ -30,17 +31,34 @@ class Inventory(Noun):
     num_damaged: int
     """Lines that cannot be read any more; they are set aside."""
 
+    num_tokens: int = 0
+    """What the provider counted for all of them, prompts and answers."""
+
+    num_unused_tokens: int = 0
+    """Of these: for answers that are cut, withheld, empty, failed or cancelled."""
+
+    num_unread: int = 0
+    """Attempts that brought nothing to read and may have been paid for besides."""
+
+    cost: float | None = None
+    unused_cost: float | None = None
+
     damaged_files: tuple[str, ...] = ()
     """Where damaged lines were set aside, now or earlier."""
 
     @property
     def text(self) -> str:
         """What is there, in one sentence."""
-        return (
+        text = (
             f"{self.num_done:,} answers, {self.num_dead:,} failures and {self.num_cancelled:,} "
             f"cancelled in {self.num_segments:,} files of {self.num_bytes / 2**20:,.1f} MiB; "
             f"{self.num_stale:,} of them are not wanted at present"
         )
+        if self.num_tokens:
+            cost = "" if self.cost is None else f" (cost {self.cost:.4g})"
+            unused = "" if self.unused_cost is None else f" (cost {self.unused_cost:.4g})"
+            text += f"; {self.num_tokens:,} tokens{cost}, {self.num_unused_tokens:,}{unused} unused"
+        return text + (f"; {self.num_unread:,} attempts unread" if self.num_unread else "")
 
     @property
     def damage(self) -> str:

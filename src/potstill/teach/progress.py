@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 
+from potstill.models.failures import Failure
 from potstill.types import Noun
 
 _WINDOW_SECONDS = 30.0
 _MARK_SECONDS = 1.0
-_KIND = re.compile(r"([a-z_]{3,24}): ")
-_WORDS = (
-    ("timeout", "timeout"),
-    ("timed out", "timeout"),
-    ("busy", "busy"),
-    ("status 5", "server_error"),
-    ("connect", "connection"),
-    ("no answer", "unreadable"),
-)
 
 
 class Asking(Noun):
@@ -34,7 +25,7 @@ class Asking(Noun):
 
     failed: int = 0
     reasons: dict[str, int] = {}
-    """Kind of failure -> how often, in this run."""
+    """`models.failures.Failure` -> how often, in this run."""
 
     in_flight: int = 0
     retries: int = 0
@@ -47,6 +38,16 @@ class Asking(Noun):
 
     projected_cost: float | None = None
     """What they will have cost, if the rest costs as much a piece as what came in this run."""
+
+    num_unused: int = 0
+    """Asked for in this run, and of no use: cut, withheld, empty, failed or cancelled."""
+
+    num_unused_tokens: int = 0
+    """Of prompts and answers of these, as the provider counted them."""
+
+    unused_cost: float | None = None
+    num_unread: int = 0
+    """Attempts that brought nothing to read and may have been paid for, retried ones among them."""
 
     seconds: float = 0.0
     seconds_left: float | None = None
@@ -77,7 +78,8 @@ class Asking(Noun):
             parts.append(f"{self.failed:,} failed" + (f" ({some})" if some else ""))
         if self.cost is not None:
             about = "" if self.projected_cost is None else f" of about {self.projected_cost:.2g}"
-            parts.append(f"cost {self.cost:.4f}{about}")
+            unused = f", {self.unused_cost:.2g} unused" if self.unused_cost else ""
+            parts.append(f"cost {self.cost:.4f}{about}{unused}")
         return ", ".join(parts)
 
 
@@ -102,9 +104,10 @@ class Meter:
         self.num_answers += 1
         self.num_tokens += num_tokens
 
-    def failed(self, error: str) -> None:
-        """A request ended without an answer."""
-        self.reasons[reason_of(error)] += 1
+    def failed(self, reason: Failure, number: int = 1) -> None:
+        """So many requests ended without an answer."""
+        if number:
+            self.reasons[reason.value] += number
 
     def rates(self) -> tuple[float, float]:
         """Answers and tokens a second, of the last half minute."""
@@ -118,12 +121,3 @@ class Meter:
             return 0.0, 0.0
         span = now - then
         return (self.num_answers - num_answers) / span, (self.num_tokens - num_tokens) / span
-
-
-def reason_of(error: str) -> str:
-    """The kind of a failure, in one word, from the text of its error."""
-    kind = _KIND.match(error)
-    if kind:
-        return kind.group(1)
-    lower = error.lower()
-    return next((name for words, name in _WORDS if words in lower), "failed")

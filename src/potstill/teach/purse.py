@@ -20,6 +20,9 @@ class Purse:
         self.limit = limit
         self.spent_before = spent
         self.spent_now = 0.0
+        self.unsure = 0.0
+        """At most the cost of attempts that brought nothing to read; counts against the limit."""
+
         self._reserved = 0.0
         self._num_open = 0
         self._settled = asyncio.Event()
@@ -39,14 +42,15 @@ class Purse:
             return 0.0
         most = self.most(prompt, sampling, price)
         while self.limit is not None:
-            spent = self.spent_before + self.spent_now
+            spent = self.spent_before + self.spent_now + self.unsure
             if spent + self._reserved + most <= self.limit:
                 break
             if not self._num_open:
+                unread = f", at most {self.unsure:.4f} of it unread," if self.unsure else ""
                 raise TeacherError(
-                    f"generation.max_cost = {self.limit:g} is reached: {spent:.4f} are spent and "
-                    f"the next answer may cost {most:.4f}. All answers are kept; raise the limit "
-                    f"and run the same command to go on"
+                    f"generation.max_cost = {self.limit:g} is reached: {spent:.4f} are spent"
+                    f"{unread} and the next answer may cost {most:.4f}. All answers are kept; "
+                    f"raise the limit and run the same command to go on"
                 )
             self._settled.clear()
             await self._settled.wait()
@@ -73,8 +77,10 @@ class Purse:
             return
         self._reserved -= reserved
         self._num_open -= 1
-        if response is not None and response.finish_reason != "error":
-            self.spent_now += reserved if response.cost is None else response.cost
+        if response is not None:
+            unknown = 0.0 if response.finish_reason == "error" else reserved
+            self.spent_now += unknown if response.cost is None else response.cost
+            self.unsure += response.num_unread * reserved
         self._settled.set()
 
     def most(self, prompt: Record, sampling: Sampling, price: PriceConfig | None = None) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from potstill.teach.index import State
 from potstill.teach.outcomes import state_of
+from potstill.teach.spending import Spending, waste_of
 from potstill.types import Response
 
 
@@ -25,11 +26,27 @@ class Tally:
         """Of the answered."""
 
         self.num_prompt_tokens = self.num_new_tokens = 0
+        self.num_unread = 0
+        """Attempts, in this call, that brought nothing to read and may have been paid for."""
+
+        self.unused = Spending()
+        """Of what this call asked for: cut, withheld, empty, failed, cancelled."""
 
     @property
     def failed(self) -> int:
         """Requests that were given up."""
         return self.dead + self.blocked
+
+    def came(self, response: Response) -> State:
+        """An outcome, whether or not another teacher is asked in its place: what it cost."""
+        state = state_of(response)
+        self.num_unread += response.num_unread
+        if waste_of(response):
+            self.unused.add(response)
+        if state <= State.CUT:
+            self.num_prompt_tokens += response.num_prompt_tokens
+            self.num_new_tokens += response.num_new_tokens
+        return state
 
     def ended(self, response: Response, *, is_reused: bool = False) -> None:
         """A request was taken up, and this is what came of it."""
