@@ -145,17 +145,28 @@ def test_a_stage_alone_runs_what_stands_before_it(place):
 
 def test_probabilities_over_another_vocabulary_are_refused_before_anything_runs(place, tmp_path):
     from tiny import tiny_llama
-    from transformers import AutoTokenizer
+    from vocabularies import strange_tokenizer
 
     other = tiny_llama(tmp_path / "other")
-    tokenizer = AutoTokenizer.from_pretrained(other)
-    tokenizer.add_tokens(["<extra>"])
-    tokenizer.save_pretrained(other)
+    strange_tokenizer().save_pretrained(other)
     config = load_config(place / "distill.yaml", [f"student={other}"])
     run = RunDir(tmp_path / "run")
-    with pytest.raises(VocabMismatch, match=r"use loss\.kind: sft"):
+    with pytest.raises(VocabMismatch, match=r"have different vocabularies.*loss\.kind: sft"):
         distill(config, run)
     assert not run.records.exists()
+
+
+def test_probabilities_are_passed_on_to_the_same_pieces_of_another_vocabulary(place, tmp_path):
+    from tiny import tiny_llama
+    from vocabularies import renumbered_tokenizer
+
+    other = tiny_llama(tmp_path / "other")
+    renumbered_tokenizer().save_pretrained(other)
+    config = load_config(place / "distill.yaml", [f"student={other}", "loss.targets.max_dropped=1"])
+    run = RunDir(tmp_path / "run")
+    distill(config, run, stop_after="score")
+    assert run.facts("score")["num_rows"] > 0
+    assert 0 < run.facts("score")["mass_dropped"] < 0.1
 
 
 def test_a_test_file_that_is_the_training_file_is_refused(place, tmp_path):

@@ -98,7 +98,6 @@ def test_what_a_real_server_tells_are_the_targets_of_the_row_that_its_answer_bec
     from transformers import AutoTokenizer
 
     from potstill.data.render import render, template_fingerprint, vocab_fingerprint
-    from potstill.targets.codec import decode
     from potstill.teach.kept import Fitted, Lesson, Source, fitted
     from potstill.teach.score import target_settings
 
@@ -117,17 +116,17 @@ def test_what_a_real_server_tells_are_the_targets_of_the_row_that_its_answer_bec
     path = Path(gguf)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     settings = target_settings(
-        len(tokenizer), k=5, temperature=1.0, vocab_fingerprint=vocab_fingerprint(tokenizer),
+        len(tokenizer), k=5, temperatures=(1.0,), vocab_fingerprint=vocab_fingerprint(tokenizer),
         template_fingerprint=template_fingerprint(tokenizer),
     )  # fmt: skip
     row = render(tokenizer, record.messages, response.text.strip())
     lesson = Lesson(row, response.text.strip(), response, is_as_asked=True)
     found = fitted(lesson, settings, source=Source(None, is_plain=False), words=dict)
     assert isinstance(found, Fitted), (found, response.text)
-    ids, logprobs = decode(found.encoded)
+    ids, logprobs, log_odds = found.encoded
     learned = [id_ for id_, is_learned in zip(*row, strict=True) if is_learned]
     assert ids[:, 0].tolist() == learned  # greedy
-    assert np.exp(logprobs).sum(-1) + found.encoded.tail_N == pytest.approx(1.0, abs=1e-5)
+    assert np.exp(logprobs).sum(-1) * (1 + np.exp(log_odds[:, 0])) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.slow

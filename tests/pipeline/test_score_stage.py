@@ -134,9 +134,17 @@ def test_a_student_learns_the_probabilities_that_an_endpoint_tells(case, folders
     for key in keys:
         (ids, told), (wanted_ids, wanted) = ours.lookup(key), theirs.lookup(key)
         last = len(ids) - (form == "bytes")  # whose end token is certain
-        np.testing.assert_array_equal(ids[:last], wanted_ids[:last])
-        np.testing.assert_allclose(told[:last], wanted[:last], atol=5e-3)
-        assert form != "bytes" or np.exp(told[-1, 0]) == 1.0
+        places, wanted_places = ids[:last].argsort(-1), wanted_ids[:last].argsort(-1)
+        np.testing.assert_array_equal(
+            np.take_along_axis(ids[:last], places, -1),
+            np.take_along_axis(wanted_ids[:last], wanted_places, -1),
+        )
+        np.testing.assert_allclose(  # values are kept in steps of an eighth
+            np.take_along_axis(told[:last], places, -1),
+            np.take_along_axis(wanted[:last], wanted_places, -1),
+            atol=0.15,
+        )
+        assert form != "bytes" or np.exp(told[-1]).max() == 1.0
 
 
 def test_rows_without_probabilities_are_named_and_not_learned(case):

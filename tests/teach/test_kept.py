@@ -7,7 +7,7 @@ from tiny import tiny_tokenizer
 from potstill.data.pieces import ids_by_bytes
 from potstill.data.render import render, vocab_fingerprint
 from potstill.models.logprobs import LogprobArrays, pack_logprobs
-from potstill.targets.codec import decode
+from potstill.targets.codec import Row
 from potstill.targets.store import TargetSettings, TargetStore, TargetWriter
 from potstill.teach.kept import Fitted, Lesson, Source, fitted, keep
 from potstill.types import Message, Response
@@ -21,8 +21,17 @@ RAW = Source(mode=None, is_plain=False)
 def settings(**changes):
     return TargetSettings(
         **{"vocab_fingerprint": PRINT, "template_fingerprint": "t", "vocab_size": V, "k": 4,
-           "temperature": 1.0, **changes}
+           "temperatures": (1.0,), **changes}
     )  # fmt: skip
+
+
+def decode(row: Row):
+    """Ids and log-probabilities as they are given to the store."""
+    return np.where(row.ids_NK < 0, row.ids_NK[:, :1], row.ids_NK), row.values_NK
+
+
+def tails(row: Row):
+    return 1 / (1 + np.exp(-row.log_odds_NT[:, 0]))
 
 
 def tokens_of(text, *, end=True):
@@ -60,14 +69,14 @@ def test_kept_probabilities_of_the_same_tokens_are_the_targets():
     ids, logprobs = decode(found.encoded)
     assert ids[:, 0].tolist() == tokens_of(ANSWER)
     np.testing.assert_allclose(np.exp(logprobs), [[0.5, 0.25, 0.125, 0.0625]] * len(ids), rtol=2e-3)
-    np.testing.assert_allclose(found.encoded.tail_N, 0.0625, rtol=1e-3)
+    np.testing.assert_allclose(tails(found.encoded), 0.0625, rtol=1e-3)
     assert found.mass_dropped == 0
 
 
 def test_more_than_enough_are_cut_and_their_mass_joins_the_tail():
     found = fit(lesson(told(tokens_of(ANSWER), k=10)), k=3)
     assert found.encoded.ids_NK.shape[-1] == 3
-    np.testing.assert_allclose(found.encoded.tail_N, 0.125, rtol=1e-3)
+    np.testing.assert_allclose(tails(found.encoded), 0.125, rtol=1e-3)
 
 
 def test_an_end_that_was_not_told_is_certain_where_the_answer_ended_by_itself():
@@ -75,7 +84,7 @@ def test_an_end_that_was_not_told_is_certain_where_the_answer_ended_by_itself():
     ids, logprobs = decode(found.encoded)
     assert len(ids) == len(tokens_of(ANSWER)) and ids[-1].tolist() == [END] * 4
     assert np.exp(logprobs[-1]).tolist() == [1.0, 0.0, 0.0, 0.0]
-    assert found.encoded.tail_N[-1] == 0
+    assert tails(found.encoded)[-1] == 0
 
 
 def test_any_end_token_that_is_known_as_one_stands_for_the_rows_own():
@@ -103,9 +112,9 @@ def test_what_the_students_vocabulary_has_not_is_left_out_and_counted():
     found = fit(lesson(told(tokens, k=6, beyond=(V + 3,))))
     _, logprobs = decode(found.encoded)
     assert found.mass_dropped == pytest.approx(0.25 * len(tokens), rel=1e-3)
-    for row in (logprobs[0], found.encoded.logprobs_NK[0].astype(float)):
+    for row in (logprobs[0], found.encoded.values_NK[0].astype(float)):
         np.testing.assert_allclose(np.exp(row), np.array([32, 8, 4, 2]) / 48, rtol=2e-3)
-    np.testing.assert_allclose(found.encoded.tail_N, 2 / 48, rtol=2e-3)
+    np.testing.assert_allclose(tails(found.encoded), 2 / 48, rtol=2e-3)
     known = fit(lesson(told(tokens, beyond=(V + 3,))))
     ids, logprobs = decode(known.encoded)
     assert np.isneginf(logprobs[:, -1]).all() and (ids[:, -1] == ids[:, 0]).all()

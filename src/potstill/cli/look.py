@@ -30,7 +30,7 @@ EXTRAS = {
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds `data ...`, `models ...`, `targets ...`, `schema` and `doctor`."""
+    """Adds `data ...`, `models ...`, `schema` and `doctor`."""
     data = typer.Typer(help="Look at records and rejected answers.", no_args_is_help=True)
     data.command("check")(check_data)
     data.command("rejected")(rejected)

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.config.section import Section
 
 
 class TargetsConfig(Section):
-    kind: Literal["topk"] = "topk"
-    """What is kept of the teacher's probabilities: the k largest and the mass of the rest."""
+    kind: Literal["topk", "sampled"] = "topk"
+    """What is kept of the teacher's probabilities: the k largest and the mass of the rest, or
+    tokens drawn from them, which take less room and are right on average."""
 
     k: int = Field(64, ge=1, le=4096)
     """How many probabilities are kept at each position; at most what an endpoint tells, where the
-    teacher is one (20 at OpenAI)."""
+    teacher is one (20 at OpenAI). For `topk`."""
+
+    num_draws: int = Field(50, ge=1, le=4096)
+    """How many tokens are drawn at each position. For `sampled`."""
+
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Values of `loss.temperature` that will be tried, so that none needs scoring again. For
+    `topk`: two bytes a token for each."""
+
+    max_dropped: float = Field(0.05, ge=0, le=1)
+    """Most of the teacher's probability, on average, that may be on tokens that the student's
+    vocabulary has not."""
+
+    @model_validator(mode="after")
+    def _draws_have_one_temperature(self) -> TargetsConfig:
+        if self.kind == "sampled" and self.temperatures:
+            raise ValueError(
+                "temperatures are for kind: topk; draws are made at loss.temperature, and no "
+                "others follow from them"
+            )
+        return self
 
 
 class LossConfig(Section):
@@ -30,6 +51,11 @@ class LossConfig(Section):
 
     targets: TargetsConfig = TargetsConfig()
     """How the teacher's probabilities are kept on disk."""
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Every temperature that the kept probabilities must be right at, ascending."""
+        return tuple(sorted({self.temperature, *self.targets.temperatures}))
 
 
 class AdapterConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,24 +243,43 @@ def _refuse_without_probabilities(ctx: Context, teacher: ModelRef, student: Mode
             raise ConfigError(f"loss.kind: {kind} with the endpoint {teacher.source}: {problem}")
         return
     from potstill.models.weights import load_tokenizer
+    from potstill.targets.align import shared_tokens
 
-    ours, theirs = (vocab_fingerprint(load_tokenizer(ref)) for ref in (student, teacher))
-    if ours != theirs:
+    ours, theirs = (load_tokenizer(ref) for ref in (student, teacher))
+    if vocab_fingerprint(ours) == vocab_fingerprint(theirs):
+        return
+    try:
+        shared = shared_tokens(theirs, ours)
+    except VocabMismatch as error:
         raise VocabMismatch(
             f"loss.kind: {kind} compares probabilities token by token, but {teacher.name} and "
-            f"{student.name} have different vocabularies; use loss.kind: sft, which learns the "
-            f"teacher's text, or a student of the teacher's family"
-        )
+            f"{student.name} have different vocabularies: {error}"
+        ) from None
+    ctx.tell(
+        "score",
+        "note",
+        f"{len(shared.student_S):,} of the student's {len(ours):,} tokens are the teacher's too; "
+        f"its probabilities are passed on if both cut the answers alike",
+    )
+
+
+def _listed(temperatures: Sequence[float]) -> str:
+    return ", ".join(f"{one:g}" for one in temperatures)
 
 
 def _why_none_fit(ctx: Context) -> str:
     """Why the log-probabilities that an endpoint will tell cannot be learned from; or nothing."""
     config = ctx.config
     generation, privacy = config.generation, privacy_of(ctx)
-    if config.loss.temperature != 1:
+    if config.loss.targets.kind != "topk":
         return (
-            f"loss.temperature is {config.loss.temperature:g}, and what an endpoint tells is cut "
-            f"to a few tokens, which cannot be softened later; use loss.temperature: 1"
+            f"loss.targets.kind: {config.loss.targets.kind} draws from all of the probabilities, "
+            f"and an endpoint tells a few; use loss.targets.kind: topk"
+        )
+    if config.loss.temperatures != (1,):
+        return (
+            f"loss.temperature is {_listed(config.loss.temperatures)}, and what an endpoint tells "
+            f"is cut to a few tokens, which cannot be softened later; use loss.temperature: 1"
         )
     if config.data.logged_answers == "reuse":
         return (

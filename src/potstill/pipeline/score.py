@@ -11,13 +11,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from potstill.data.render import render, template_fingerprint, vocab_fingerprint
+from potstill.data.render import Rendered, render, template_fingerprint, vocab_fingerprint
 from potstill.errors import AnswersLost, DataError
 from potstill.models.catalog import ModelRef
 from potstill.models.fingerprint import weights_identity
 from potstill.pipeline.context import Context, wait, weights_key
 from potstill.pipeline.preflight import is_plainly_sampled, logprobs_mode, place_key, teacher_ref
-from potstill.pipeline.teach import SPLITS, accepted_rows, answered, lessons_key, student_tokenizer
+from potstill.pipeline.teach import (
+    SPLITS,
+    accepted_rows,
+    answered,
+    as_the_teacher_reads,
+    lessons_key,
+    student_tokenizer,
+)
 from potstill.rundir import read_jsonl
 from potstill.targets.store import TargetWriter
 from potstill.teach.accept import accepted_id
@@ -40,9 +47,10 @@ def score(ctx: Context) -> None:
     """
     config, run = ctx.config, ctx.run
     teacher = teacher_ref(ctx)
+    temperatures = config.loss.temperatures
     inputs = (
-        config.loss.targets,
-        config.loss.temperature,
+        # What is stored does not change when training moves to another stored temperature.
+        config.loss.targets.model_copy(update={"temperatures": temperatures}),
         config.train.max_tokens,
         weights_key(place_key(ctx, config.teachers)),
         run.accepted,
@@ -58,10 +66,12 @@ def _score(ctx: Context, teacher: ModelRef) -> dict[str, Any]:
 
     loss, run = ctx.config.loss, ctx.run
     tokenizer = student_tokenizer(ctx)
+    is_topk = loss.targets.kind == "topk"
     settings = target_settings(
         len(tokenizer),
-        k=loss.targets.k,
-        temperature=loss.temperature,
+        kind=loss.targets.kind,
+        k=loss.targets.k if is_topk else loss.targets.num_draws,
+        temperatures=loss.temperatures,
         vocab_fingerprint=vocab_fingerprint(tokenizer),
         template_fingerprint=template_fingerprint(tokenizer),
         teacher=_identity(ctx, teacher),
@@ -77,12 +87,16 @@ def _score(ctx: Context, teacher: ModelRef) -> dict[str, Any]:
     if missing and is_remote:
         _tell_unusable(ctx, reasons, len(kept.rows))
     elif missing:
-        _compute(ctx, teacher, writer, [kept.rows[key] for key in missing])
+        _compute(ctx, teacher, writer, {key: kept.rows[key] for key in missing}, tokenizer)
     manifest = writer.finish()
     facts = manifest.model_dump(exclude={"shards", "settings"})
     num_kept, num_missing = len(kept.rows) - reasons.total(), reasons.total()
-    text = f"{len(kept.rows):,} answers, the {settings.k} largest of {settings.vocab_size:,} "
-    text += f"probabilities a token; {num_kept:,} came with the answers"
+    text = f"{len(kept.rows):,} answers, "
+    if is_topk:
+        text += f"the {settings.k} largest of {settings.vocab_size:,} probabilities a token, "
+    else:
+        text += f"{settings.k} draws a token, "
+    text += f"{manifest.bytes_per_position:,.0f} bytes each; {num_kept:,} came with the answers"
     if num_missing:
         verb = "left out" if is_remote else "computed"
         text += f", {num_missing:,} {verb} ({_listed(reasons)})"
@@ -109,14 +123,31 @@ def _keep(ctx: Context, writer: TargetWriter, tokenizer: Any, *, is_remote: bool
         return kept(None)
 
 
-def _compute(ctx: Context, ref: ModelRef, writer: TargetWriter, rows: list[Any]) -> None:
+def _compute(
+    ctx: Context,
+    ref: ModelRef,
+    writer: TargetWriter,
+    rows: Mapping[bytes, Rendered],
+    tokenizer: Any,
+) -> None:
     """Asks the teacher's weights for the probabilities of what it answered."""
     from potstill.models.local import LocalModel
-    from potstill.teach.score import score_into
+    from potstill.teach.score import Translation, score_into
 
     teacher = LocalModel(ref, batch_size=ctx.config.generation.batch_size)
+    translation = None
     try:
-        score_into(writer, teacher, rows, on_progress=ctx.progress("score"))
+        if teacher.vocab_fingerprint != writer.settings.vocab_fingerprint:
+            read = as_the_teacher_reads(ctx, tokenizer, teacher.tokenizer)
+            translation = Translation(tokenizer, [read[key] for key in rows])
+        score_into(
+            writer,
+            teacher,
+            list(rows.values()),
+            translation=translation,
+            max_dropped=ctx.config.loss.targets.max_dropped,
+            on_progress=ctx.progress("score"),
+        )
     finally:
         wait(teacher.close())
 

@@ -36,6 +36,7 @@ from potstill.pipeline.teachers import (
 from potstill.pipeline.trial import Trial, begin_trial, end_trial
 from potstill.protocols import ChatModel
 from potstill.rundir import JsonLines, RunDir, iter_jsonl, read_jsonl
+from potstill.targets.manifest import content_key
 from potstill.teach.generate import Counts, generate
 from potstill.teach.ledger import Inventory, Ledger
 from potstill.teach.prompts import lessons
@@ -151,7 +152,9 @@ async def _ask(ctx: Context, trial: Trial | None) -> dict[str, Any]:
 def _capture(ctx: Context) -> Capture | None:
     """What the loss needs of the probabilities that local weights answer with."""
     loss = ctx.config.loss
-    return None if loss.kind == "sft" else Capture(loss.targets.k, loss.temperature)
+    if loss.kind == "sft" or loss.targets.kind != "topk" or len(loss.temperatures) > 1:
+        return None  # draws, and tails at several temperatures, are computed when scoring
+    return Capture(loss.targets.k, loss.temperature)
 
 
 async def _ask_split(
@@ -273,11 +276,30 @@ def accepted_rows(ctx: Context, tokenizer: Any, split: str) -> list[Rendered]:
     With `generation.reasoning: both` training answers give two rows. The student is watched on
     bare answers, which is what it will be asked for.
     """
+    return render_rows(ctx, tokenizer, _accepted_lessons(ctx, split))
+
+
+def _accepted_lessons(ctx: Context, split: str) -> list[Record]:
     if split != "train":
-        return render_rows(ctx, tokenizer, read_jsonl(ctx.run.accepted_validation, Record))
+        return read_jsonl(ctx.run.accepted_validation, Record)
     accepted = read_jsonl(ctx.run.accepted, Record)
-    rows = [row for record in accepted for row in lessons(record, ctx.config.generation)]
-    return render_rows(ctx, tokenizer, rows)
+    return [row for record in accepted for row in lessons(record, ctx.config.generation)]
+
+
+def as_the_teacher_reads(ctx: Context, ours: Any, theirs: Any) -> dict[bytes, Rendered]:
+    """The rows of `accepted_rows` with the teacher's own tokenizer and template, by the keys
+    that they have in the student's."""
+    found: dict[bytes, Rendered] = {}
+    for split in SPLITS:
+        for record in _accepted_lessons(ctx, split):
+            for turn in ctx.task.turns(record):
+                if turn.reference is None:
+                    continue
+                row = render(ours, turn.messages, turn.reference)
+                read = render(theirs, turn.messages, turn.reference)
+                assert row is not None and read is not None, "no limit was given"
+                found[content_key(row.ids, row.loss_mask)] = read
+    return found
 
 
 def lessons_key(ctx: Context) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
-"""Teacher probabilities in a folder: shards of safetensors, and a manifest written last.
+"""The teacher's probabilities in a folder: shards, and a manifest written last.
 
     targets/
-      shard-00000.safetensors   keys [R, 16], starts [R + 1], ids [N, K], logprobs [N, K], tail [N]
+      shard-00000.safetensors   the bytes of its rows, their keys and lengths, and how to read them
       ...
-      manifest.json             fingerprints, k, temperature, checksums; its presence means complete
+      manifest.json             fingerprints, kind, temperatures, checksums; its presence
+                                means complete
 
 Rows are found by the hash of their tokens, never by position, so that shuffling,
 accumulation or another order of the records cannot pair a row with a stranger's targets.
@@ -11,14 +12,11 @@ accumulation or another order of the records cannot pair a row with a stranger's
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -26,56 +24,56 @@ from safetensors.numpy import save_file
 
 from potstill.errors import DataError, VocabMismatch
 from potstill.rundir import write_text
-from potstill.targets.codec import Encoded, decode
+from potstill.targets.buckets import fit_buckets, make_buckets, read_classes, write_classes
+from potstill.targets.codec import (
+    STEPS,
+    Code,
+    Drawn,
+    Row,
+    TopK,
+    error_nats,
+    joined,
+    ordered,
+    read_row,
+    write_row,
+)
+from potstill.targets.manifest import (
+    FORMAT,
+    MANIFEST,
+    AtTemperature,
+    Manifest,
+    Shard,
+    TargetSettings,
+    content_key,
+    read_manifest,
+)
 from potstill.types import Noun
 
-FORMAT = "potstill-targets-1"
-MANIFEST = "manifest.json"
+__all__ = [
+    "Manifest",
+    "TargetSettings",
+    "TargetStore",
+    "TargetWriter",
+    "content_key",
+]
 log = logging.getLogger(__name__)
 
 
-class TargetSettings(Noun):
-    """What the numbers in a store mean. Stores with different settings never mix."""
+class _Sums(Noun):
+    """What was measured of a shard while it was written; sums over its positions."""
 
-    vocab_fingerprint: str
-    template_fingerprint: str
-    vocab_size: int
-    """Tokens of the shared tokenizer; padding rows of the teacher's head are not counted."""
+    num_tokens: int = 0
+    ids: int = 0
+    """Bytes, like the next two."""
 
-    k: int
-    temperature: float
-    """The log-probabilities are those of softmax(logits / temperature)."""
-
-    teacher: str = ""
-
-
-class Shard(Noun):
-    file: str
-    crc32: int
-    num_rows: int
-    num_positions: int
-
-
-class Manifest(Noun):
-    format: str = FORMAT
-    settings: TargetSettings
-    shards: tuple[Shard, ...]
-    num_rows: int
-    num_positions: int
-    bytes_per_position: float
-    mass_kept: float
-    """Mean probability of the kept tokens, in (0, 1]."""
-
+    values: int = 0
+    tail: int = 0
     mass_dropped: float = 0.0
-    """Mean probability the teacher gave to padding rows beyond the vocabulary, or to tokens that
-    the student's vocabulary has not."""
+    mass_kept: tuple[float, ...] = ()
+    """One for each temperature, like the next two."""
 
-
-def content_key(ids: Sequence[int], loss_mask: Sequence[int | bool]) -> bytes:
-    """16 bytes that name a row: a hash of its tokens and of where it carries loss."""
-    digest = hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes())
-    digest.update(np.asarray(loss_mask, dtype=bool).tobytes())
-    return digest.digest()[:16]
+    error_nats: tuple[float, ...] = ()
+    worst_error_nats: tuple[float, ...] = ()
 
 
 class TargetWriter:
@@ -99,62 +97,111 @@ class TargetWriter:
         return key in self.keys
 
     def write(
-        self, keys: Sequence[bytes], rows: Sequence[Encoded], *, mass_dropped: float = 0.0
+        self, keys: Sequence[bytes], rows: Sequence[Row], *, mass_dropped: float = 0.0
     ) -> None:
         """Adds one shard: a row's key and its positions. Whole on disk, or not there at all.
 
         Args:
-            mass_dropped: Sum over the positions of the probability of tokens left out: padding
-                rows, and tokens that the student's vocabulary has not.
+            mass_dropped: Sum over the positions of the probability of tokens that the student
+                has not.
         """
-        starts = np.cumsum([0] + [len(row.tail_N) for row in rows], dtype=np.int64)
-        tensors = {
-            "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), 16).copy(),
-            "starts": starts,
-            "ids": np.concatenate([row.ids_NK for row in rows]),
-            "logprobs": np.concatenate([row.logprobs_NK for row in rows]),
-            "tail": np.concatenate([row.tail_N for row in rows]),
-        }
-        file = self.path / f"shard-{self._next:05d}.safetensors"
-        temporary = file.with_name(file.name + ".part")
-        facts = {
-            "format": FORMAT,
-            "settings": self.settings.model_dump_json(),
-            "mass_dropped": repr(mass_dropped),
-        }
-        save_file(tensors, temporary, metadata=facts)
-        os.replace(temporary, file)
+        is_topk = self.settings.kind == "topk"
+        temperatures = self.settings.temperatures
+        num_positions = sum(len(row.ids_NK) for row in rows)
+        ids = np.concatenate([row.ids_NK[row.ids_NK >= 0] for row in rows])
+        code = Code(
+            fit_buckets(ids, num_positions, self.settings.vocab_size),
+            step=min(temperatures) / STEPS if is_topk else 0.0,
+            temperatures=temperatures if is_topk else (),
+        )
+        rows = [ordered(row, code) for row in rows]
+        written = [write_row(row, code) for row in rows]
+        errors = [_errors(row, one.data, code) for row, one in zip(rows, written, strict=True)]
+        odds_NT = np.concatenate([row.log_odds_NT for row in rows]).astype(np.float64)
+        sums = _Sums(
+            num_tokens=len(ids),
+            ids=sum(one.ids for one in written),
+            values=sum(one.values for one in written),
+            tail=sum(one.tail for one in written),
+            mass_dropped=mass_dropped,
+            mass_kept=tuple(np.exp(-np.logaddexp(0.0, odds_NT)).sum(0).tolist()),
+            error_nats=tuple(np.sum([found.sum(0) for found in errors], axis=0).tolist()),
+            worst_error_nats=tuple(np.max([found.max(0) for found in errors], axis=0).tolist()),
+        )
+        self._save(keys, rows, [one.data for one in written], code, sums)
         self.keys.update(keys)
         self._next += 1
 
+    def _save(
+        self,
+        keys: Sequence[bytes],
+        rows: Sequence[Row],
+        data: Sequence[bytes],
+        code: Code,
+        sums: _Sums,
+    ) -> None:
+        tensors = {
+            "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), 16).copy(),
+            "num_positions": np.array([len(row.ids_NK) for row in rows], np.uint32),
+            "num_bytes": np.array([len(part) for part in data], np.uint32),
+            "widths": code.buckets.widths_B,
+            "classes": np.frombuffer(write_classes(code.buckets.classes_V), np.uint8).copy(),
+            "data": np.frombuffer(b"".join(data), dtype=np.uint8).copy(),
+        }
+        facts = {
+            "format": FORMAT,
+            "settings": self.settings.model_dump_json(),
+            "step": repr(code.step),
+            "sums": sums.model_dump_json(),
+        }
+        file = self.path / f"shard-{self._next:05d}.safetensors"
+        temporary = file.with_name(file.name + ".part")
+        save_file(tensors, temporary, metadata=facts)
+        os.replace(temporary, file)
+
+    def mass_dropped(self) -> float:
+        """Mean probability of dropped tokens in all shards so far; 0 without any."""
+        found = [_sums(file) for file in self._files()]
+        total = sum(num for num, _ in found)
+        return sum(sums.mass_dropped for _, sums in found) / total if total else 0.0
+
     def finish(self) -> Manifest:
         """Writes the manifest, which makes the store complete."""
-        shards, kept, dropped, num_bytes = [], 0.0, 0.0, 0
-        for file in sorted(self.path.glob("shard-*.safetensors")):
+        shards, found, num_bytes = [], [], 0
+        for file in self._files():
+            num_positions, sums = _sums(file)
             with safe_open(file, framework="np") as tensors:
-                tail_N = tensors.get_tensor("tail")
                 num_rows = tensors.get_slice("keys").get_shape()[0]
-                dropped += float(tensors.metadata()["mass_dropped"])
-            kept += float(np.sum(1.0 - tail_N, dtype=np.float64))
-            num_bytes += file.stat().st_size
             shard = Shard(
-                file=file.name, crc32=_crc32(file), num_rows=num_rows, num_positions=len(tail_N)
+                file=file.name, crc32=_crc32(file), num_rows=num_rows, num_positions=num_positions
             )
             shards.append(shard)
+            found.append(sums)
+            num_bytes += file.stat().st_size
         total = sum(shard.num_positions for shard in shards)
         if total == 0:
             raise DataError(f"{self.path}: no position was scored, so there is nothing to learn")
+        parts = {
+            name: sum(getattr(sums, name) for sums in found) / total
+            for name in ("ids", "values", "tail")
+        }
+        parts["index"] = num_bytes / total - sum(parts.values())
         manifest = Manifest(
             settings=self.settings,
             shards=tuple(shards),
             num_rows=sum(shard.num_rows for shard in shards),
             num_positions=total,
+            tokens_per_position=sum(sums.num_tokens for sums in found) / total,
             bytes_per_position=num_bytes / total,
-            mass_kept=kept / total,
-            mass_dropped=dropped / total,
+            parts=parts,
+            at=_at_temperatures(self.settings, found, total),
+            mass_dropped=sum(sums.mass_dropped for sums in found) / total,
         )
         write_text(self.path / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
         return manifest
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.glob("shard-*.safetensors"))
 
     def _holds_our_rows(self, file: Path) -> bool:
         try:
@@ -164,14 +211,80 @@ class TargetWriter:
         except Exception as error:  # safetensors raises its own class for a cut file
             log.info("targets: %s cannot be read: %s", file.name, error)
             return False
-        if facts.get("settings") != self.settings.model_dump_json():
+        ours = (FORMAT, self.settings.model_dump_json())
+        if (facts.get("format"), facts.get("settings")) != ours:
             return False
         self.keys.update(row.tobytes() for row in keys)
         return True
 
 
-class TargetStore:
-    """A finished store, read through memory-mapped shards."""
+class TargetReader:
+    """The rows of a finished store, read through memory-mapped shards; fits any student."""
+
+    def __init__(self, path: Path):
+        """Opens a store.
+
+        Raises:
+            DataError: If it is unfinished, damaged or of another format.
+        """
+        self.path = path
+        self.manifest = read_manifest(path)
+        self.settings = self.manifest.settings
+        self._shards: list[tuple[safe_open, Code]] = []
+        self._where: dict[bytes, tuple[int, int, int, int]] = {}
+        for number, shard in enumerate(self.manifest.shards):
+            self._open(number, shard)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._where
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def keys(self) -> list[bytes]:
+        """The names of all rows, in the order they were written."""
+        return list(self._where)
+
+    def read(self, key: bytes, temperature: float) -> TopK | Drawn:
+        """One row at one of the stored temperatures.
+
+        Raises:
+            DataError: If the row was not scored.
+        """
+        if key not in self._where:
+            raise DataError(
+                f"{self.path}: no targets for a row with the key {key.hex()}; the records have "
+                f"changed since they were scored. Score again: potstill score"
+            )
+        number, start, end, num_positions = self._where[key]
+        tensors, code = self._shards[number]
+        data = tensors.get_slice("data")[start:end]
+        return read_row(data, num_positions, code, temperature)
+
+    def _open(self, number: int, shard: Shard) -> None:
+        file = self.path / shard.file
+        if not file.exists() or _crc32(file) != shard.crc32:
+            found = "is damaged (its checksum differs)" if file.exists() else "is missing"
+            raise DataError(f"{file} {found}; delete {self.path} and score again: potstill score")
+        tensors = safe_open(file, framework="np")
+        is_topk = self.settings.kind == "topk"
+        code = Code(
+            make_buckets(
+                read_classes(tensors.get_tensor("classes").tobytes()), tensors.get_tensor("widths")
+            ),
+            step=float(tensors.metadata()["step"]),
+            temperatures=self.settings.temperatures if is_topk else (),
+        )
+        self._shards.append((tensors, code))
+        ends = np.cumsum(tensors.get_tensor("num_bytes"), dtype=np.int64).tolist()
+        lengths = tensors.get_tensor("num_positions").tolist()
+        for row, key in enumerate(tensors.get_tensor("keys")):
+            start = ends[row - 1] if row else 0
+            self._where[key.tobytes()] = (number, start, ends[row], lengths[row])
+
+
+class TargetStore(TargetReader):
+    """A finished store, for one student and one loss temperature."""
 
     def __init__(
         self,
@@ -181,16 +294,15 @@ class TargetStore:
         template_fingerprint: str,
         temperature: float,
     ):
-        """Opens a store for one student and one loss.
+        """Opens a store.
 
         Raises:
             VocabMismatch: If the targets belong to another tokenizer.
-            DataError: If the store is unfinished or damaged, or belongs to another chat
-                template or another loss temperature.
+            DataError: If the store is unfinished or damaged, belongs to another chat
+                template, or does not hold this loss temperature.
         """
-        self.path = path
-        self.manifest = _read_manifest(path)
-        self.settings = self.manifest.settings
+        super().__init__(path)
+        self.temperature = temperature
         again = "score again: potstill score"
         if self.settings.vocab_fingerprint != vocab_fingerprint:
             raise VocabMismatch(
@@ -202,70 +314,63 @@ class TargetStore:
             raise DataError(
                 f"{path} was scored with another chat template than the student's; {again}"
             )
-        if self.settings.temperature != temperature:
+        if temperature not in self.settings.temperatures:
             # Softening needs the single probabilities inside the merged tail, which are gone.
+            held = ", ".join(f"{one:g}" for one in self.settings.temperatures)
             raise DataError(
-                f"{path} was captured at loss.temperature {self.settings.temperature:g} and "
-                f"cannot be softened to {temperature:g}; {again}, or set loss.temperature back"
+                f"{path} was captured at loss.temperature {held} and cannot be softened to "
+                f"{temperature:g}; {again}, or set loss.temperature back"
             )
-        self._shards = []
-        self._where: dict[bytes, tuple[int, int, int]] = {}
-        for number, shard in enumerate(self.manifest.shards):
-            self._open(number, shard)
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._where
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def lookup(self, key: bytes) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids [N, K] int64 and log-probabilities [N, K] float32 of one row.
-
-        N are the row's loss positions in order.
+    def lookup(self, key: bytes) -> TopK | Drawn:
+        """The targets of one row: N are its loss positions in order.
 
         Raises:
             DataError: If the row was not scored.
         """
-        if key not in self._where:
-            raise DataError(
-                f"{self.path}: no targets for a row with the key {key.hex()}; the records have "
-                f"changed since they were scored. Score again: potstill score"
-            )
-        number, start, end = self._where[key]
-        tensors = self._shards[number]
-        ids_NK, logprobs_NK = (tensors.get_slice(name)[start:end] for name in ("ids", "logprobs"))
-        return decode(Encoded(ids_NK, logprobs_NK, tensors.get_slice("tail")[start:end]))
+        return self.read(key, self.temperature)
 
-    def _open(self, number: int, shard: Shard) -> None:
-        file = self.path / shard.file
-        if not file.exists() or _crc32(file) != shard.crc32:
-            found = "is damaged (its checksum differs)" if file.exists() else "is missing"
-            raise DataError(f"{file} {found}; delete {self.path} and score again: potstill score")
-        tensors = safe_open(file, framework="np")
-        self._shards.append(tensors)
-        starts = tensors.get_tensor("starts").tolist()
-        for row, key in enumerate(tensors.get_tensor("keys")):
-            self._where[key.tobytes()] = (number, starts[row], starts[row + 1])
+    def batch(self, keys: Sequence[bytes]) -> TopK | Drawn:
+        """The targets of several rows, one after the other.
+
+        Raises:
+            DataError: If one was not scored.
+        """
+        return joined([self.lookup(key) for key in keys])
 
 
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        tree: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} has no {MANIFEST}: scoring has not finished; run it again: potstill score"
-        ) from None
-    except ValueError as error:
-        raise DataError(
-            f"{path / MANIFEST} cannot be read: {error}; delete {path} and score again"
-        ) from None
-    if tree.get("format") != FORMAT:
-        raise DataError(
-            f"{path} has the format {tree.get('format')!r}, this version reads {FORMAT!r}; "
-            f"score again: potstill score"
+def _errors(row: Row, data: bytes, code: Code) -> np.ndarray:
+    """KL [N, T] between a row and what is read back of its bytes."""
+    buffer = np.frombuffer(data, np.uint8)
+    num_positions = len(row.ids_NK)
+    errors = np.zeros((num_positions, len(code.temperatures)))
+    for place, temperature in enumerate(code.temperatures):
+        found = read_row(buffer, num_positions, code, temperature)
+        errors[:, place] = error_nats(row, found, code, temperature)
+    return errors
+
+
+def _sums(file: Path) -> tuple[int, _Sums]:
+    """Positions of a shard, and what was measured of them."""
+    with safe_open(file, framework="np") as tensors:
+        num_positions = int(tensors.get_tensor("num_positions").sum())
+        return num_positions, _Sums.model_validate_json(tensors.metadata()["sums"])
+
+
+def _at_temperatures(
+    settings: TargetSettings, found: Sequence[_Sums], total: int
+) -> tuple[AtTemperature, ...]:
+    if settings.kind == "sampled":
+        return ()
+    return tuple(
+        AtTemperature(
+            temperature=temperature,
+            mass_kept=sum(sums.mass_kept[place] for sums in found) / total,
+            error_nats=sum(sums.error_nats[place] for sums in found) / total,
+            worst_error_nats=max(sums.worst_error_nats[place] for sums in found),
         )
-    return Manifest.model_validate(tree)
+        for place, temperature in enumerate(settings.temperatures)
+    )
 
 
 def _crc32(file: Path) -> int:

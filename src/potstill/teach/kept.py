@@ -22,7 +22,7 @@ from potstill.config import LogprobsMode
 from potstill.data.pieces import ids_by_bytes
 from potstill.data.render import Rendered
 from potstill.models.logprobs import LogprobArrays, logprob_arrays
-from potstill.targets.codec import Encoded, encode
+from potstill.targets.codec import Row, topk_row
 from potstill.targets.store import TargetSettings, TargetWriter, content_key
 from potstill.types import Logprobs, Response
 
@@ -86,7 +86,7 @@ class Source(NamedTuple):
 class Fitted(NamedTuple):
     """The targets of a row."""
 
-    encoded: Encoded
+    encoded: Row
     mass_dropped: float
     """Probability of tokens that the student's vocabulary has not, summed over the positions."""
 
@@ -136,7 +136,7 @@ def keep(
         found.misfits.pop(key, None)
         if key not in writer:
             pending[key] = fit
-            num_positions += len(fit.encoded.tail_N)
+            num_positions += len(fit.encoded.ids_NK)
         if num_positions >= _SHARD_POSITIONS:
             _write(writer, pending)
             num_positions = 0
@@ -185,7 +185,7 @@ def fitted(
 
 def _unfit(told: Logprobs, settings: TargetSettings, source: Source) -> Misfit | None:
     """What can be said without comparing tokens."""
-    if told.temperature != settings.temperature:
+    if settings.kind != "topk" or settings.temperatures != (told.temperature,):
         return "other_temperature"
     if (told.mode or source.mode) != "raw" and not source.is_plain:
         return "processed"
@@ -252,7 +252,8 @@ def _targets(
         ids_MK = np.vstack([ids_MK, np.hstack([[[certain_end]], more])])
         logprobs_MK = np.vstack([logprobs_MK, np.zeros((1, settings.k))])
         tail_M = np.append(tail_M, 0.0)
-    encoded = encode(ids_MK, logprobs_MK, vocab_size=settings.vocab_size, tail_N=tail_M)
+    (temperature,) = settings.temperatures
+    encoded = topk_row(ids_MK, logprobs_MK, tail_N=tail_M, temperature=temperature)
     return Fitted(encoded, dropped + float(outside_M.sum()))
 
 

@@ -308,13 +308,9 @@ class Training:
         if not self.student.model.training and not self._watches_targets:
             return None
         keys = [content_key(row.ids, row.loss_mask) for row in rows]
-        ids, logprobs = zip(*map(self.targets.lookup, keys), strict=True)
-        device = self.student.device
-        return TeacherTargets(
-            torch.cat([torch.from_numpy(part) for part in ids]).to(device),
-            torch.cat([torch.from_numpy(part) for part in logprobs]).to(device),
-            self.targets.settings.vocab_size,
-        )
+        settings, device = self.targets.settings, self.student.device
+        arrays = (torch.from_numpy(array).to(device) for array in self.targets.batch(keys))
+        return TeacherTargets(*arrays, settings.vocab_size, settings.kind)
 
     @property
     def _pad_id(self) -> int:

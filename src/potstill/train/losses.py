@@ -117,6 +117,32 @@ def forward_kl_topk(
     return temperature**2 * kl_N
 
 
+def soft_cross_entropy(
+    student_NV: Tensor, ids_NK: Tensor, weights_NK: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """T^2 * -sum_k w_k log q_k over tokens drawn from the teacher, q = softmax(student / T).
+
+    Where the mean of the weights is the teacher's softened probability, the mean of this is
+    forward KL plus the teacher's entropy, times T^2: the gradient is unbiased.
+
+    Args:
+        student_NV: Student logits. Any float dtype; computed in float32.
+        ids_NK: Token ids, int64; -1 where there is none.
+        weights_NK: Their weights, 0 where there is no id; they sum to 1.
+        temperature: T > 0, the same as at capture.
+
+    Returns:
+        [N], float32, nats. Non-negative.
+
+    Source:
+        Random sampling knowledge distillation, arXiv:2503.16870.
+    """
+    _check_temperature(temperature)
+    log_q_NV = F.log_softmax(student_NV.float() / temperature, dim=-1)
+    log_q_NK = log_q_NV.gather(-1, ids_NK.clamp_min(0))
+    return -(temperature**2) * (weights_NK * log_q_NK).sum(-1)
+
+
 def _check_temperature(temperature: float) -> None:
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")

@@ -21,7 +21,7 @@ from potstill.config import LossConfig
 from potstill.errors import TrainError
 from potstill.models.longrope import hidden_states
 from potstill.targets.align import shared_logits
-from potstill.train.losses import cross_entropy, forward_kl_topk
+from potstill.train.losses import cross_entropy, forward_kl_topk, soft_cross_entropy
 
 
 class LossSums(NamedTuple):
@@ -32,15 +32,20 @@ class LossSums(NamedTuple):
 
     sft: Tensor
     forward_kl: Tensor | None
+    """None where it is not known: from text alone, and from draws."""
 
 
 class TeacherTargets(NamedTuple):
     """The teacher's probabilities at the loss positions of one batch."""
 
     ids_NK: Tensor
-    logprobs_NK: Tensor
+    values_NK: Tensor
+    """Log-probabilities, or for `sampled` weights."""
+
     num_shared: int
     """Tokens of the shared tokenizer; the student's padding rows beyond are cut off."""
+
+    kind: str = "topk"
 
 
 class Objective(nn.Module):
@@ -81,10 +86,13 @@ class Objective(nn.Module):
             return LossSums(sft, sft.detach(), None)
         shared_NV, _ = shared_logits(logits_NV, targets.num_shared)
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight < 1):
-            kl = forward_kl_topk(
-                shared_NV, targets.ids_NK, targets.logprobs_NK, temperature=self.loss.temperature
+            is_sampled = targets.kind == "sampled"
+            divergence = soft_cross_entropy if is_sampled else forward_kl_topk
+            soft = divergence(
+                shared_NV, targets.ids_NK, targets.values_NK, temperature=self.loss.temperature
             ).sum()
-        return LossSums(weight * sft + (1 - weight) * kl, sft.detach(), kl.detach())
+        total = weight * sft + (1 - weight) * soft
+        return LossSums(total, sft.detach(), None if is_sampled else soft.detach())
 
 
 def head_logits(model: nn.Module, hidden_NH: Tensor) -> Tensor:
