@@ -3,7 +3,14 @@
 import pytest
 import yaml
 
-from potstill.config import config_keys, dump_config, json_schema, load_config, parse_config
+from potstill.config import (
+    LossConfig,
+    config_keys,
+    dump_config,
+    json_schema,
+    load_config,
+    parse_config,
+)
 from potstill.errors import ConfigError
 
 MINIMAL = """
@@ -69,6 +76,7 @@ SECTIONS = {"data", "generation", "loss", "train", "evaluate"}
         ("learning_rate", "'learning_rate' is not an override; write section.key=value"),
         ("task=sumarization", "did you mean summarization?"),
         ("loss.kind=forward_lk", "did you mean forward_kl?"),
+        ("loss.beta=0.2", "loss.beta = 0.2 has no effect with loss.kind: sft; it belongs to jsd"),
         ("teacher.key=sk-123", "env:NAME or file:PATH"),
         ("generation.num_responses=3", "is not an override"),
     ],
@@ -111,3 +119,22 @@ def test_the_schema_accepts_what_the_config_accepts():
     jsonschema.validate(tree, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**tree, "teecher": 1}, schema)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "reverse_kl", "alpha": 0.3}, "loss.alpha = 0.3 has no effect"),
+        ({"kind": "skew_reverse_kl", "normalized": False}, "loss.normalized = False has no effect"),
+        ({"kind": "jsd", "beta": 1.5}, "less than or equal to 1"),
+        ({"kind": "skew_forward_kl", "alpha": 1}, "less than 1"),
+    ],
+)
+def test_a_knob_of_another_loss_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LossConfig(**fields)
+
+
+def test_a_resolved_loss_is_read_again_as_it_was():
+    loss = LossConfig(kind="jsd", beta=0.2, normalized=False)
+    assert LossConfig(**loss.model_dump()) == loss

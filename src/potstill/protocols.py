@@ -68,11 +68,10 @@ class Check(Protocol):
 
 
 class Loss(Protocol):
-    """Per-position training loss: student logits [N, V] and targets to [N], float32, nats."""
+    """A divergence of the student from the teacher, over outcomes that both give log-probabilities
+    to: values [N] in nats, and slopes [N, O], the derivative by the student's log-probabilities."""
 
-    def __call__(
-        self, student_NV: Tensor, ids_NK: Tensor, logprobs_NK: Tensor, *, temperature: float
-    ) -> Tensor: ...
+    def __call__(self, log_p_NO: Tensor, log_q_NO: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Task(Protocol):
@@ -155,7 +154,13 @@ BUILTIN: dict[Kind, dict[str, str]] = {
     },
     "loss": {
         "sft": "potstill.train.losses:cross_entropy",
-        "forward_kl": "potstill.train.losses:forward_kl_topk",
+        "forward_kl": "potstill.train.losses:forward_kl",
+        "reverse_kl": "potstill.train.losses:reverse_kl",
+        "jsd": "potstill.train.losses:jsd",
+        "skew_forward_kl": "potstill.train.losses:skew_forward_kl",
+        "skew_reverse_kl": "potstill.train.losses:skew_reverse_kl",
+        "adaptive_kl": "potstill.train.losses:adaptive_kl",
+        "total_variation": "potstill.train.losses:total_variation",
     },
     "task": {
         "nli": "potstill.tasks.choice:nli",

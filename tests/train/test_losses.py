@@ -1,11 +1,19 @@
-"""Losses four ways: the definition in float64, a limit, the gradient, an inequality."""
+"""Divergences four ways: the definition in float64, a limit, the gradient, an inequality."""
+
+import math
 
 import pytest
 import torch
+from train.divergences import KINDS, at, name_of, ours, softened, with_labels
 
-from potstill.train.losses import cross_entropy, forward_kl, forward_kl_topk
+from potstill.config import LossConfig
+from potstill.train.losses import cross_entropy
+from potstill.train.targets import TeacherLogits
 
 N, V = 7, 33
+ALL = pytest.mark.parametrize("loss", KINDS, ids=name_of)
+TEMPERATURES = pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
+FORWARD, REVERSE = KINDS[:2]
 
 
 @pytest.fixture
@@ -13,148 +21,187 @@ def logits():
     return 3 * torch.randn(2, N, V, generator=torch.Generator().manual_seed(0))
 
 
-def topk(teacher, k, temperature=1.0):
-    logprobs, ids = (teacher / temperature).log_softmax(-1).topk(k)
-    return ids, logprobs
+def value(student, teacher, loss):
+    return ours(student, TeacherLogits(teacher), loss).divergence_N
 
 
-def merged_kl(student, ids, logprobs, temperature):
-    """The definition: an outcome for each kept token and one for all others, in float64."""
-    q = (student.double() / temperature).softmax(-1)
-    p_kept, q_kept = logprobs.double().exp(), q.gather(-1, ids)
-    p = torch.cat([p_kept, 1 - p_kept.sum(-1, keepdim=True)], dim=-1)
-    q = torch.cat([q_kept, 1 - q_kept.sum(-1, keepdim=True)], dim=-1)
-    return temperature**2 * (p * (p / q).log()).sum(-1)
+def gradient(student, teacher, loss):
+    return ours(student, TeacherLogits(teacher), loss).gradient_NV
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
-def test_forward_kl_is_the_definition_written_out(logits, temperature):
+def gradient_by_autograd(student, function):
+    leaf = student.double().requires_grad_()
+    function(leaf).sum().backward()
+    return leaf.grad
+
+
+@TEMPERATURES
+@ALL
+def test_the_value_is_the_definition_written_out(logits, loss, temperature):
     student, teacher = logits
-    p, q = ((x.double() / temperature).softmax(-1) for x in (teacher, student))
-    by_hand = temperature**2 * (p * (p / q).log()).sum(-1)
-    found = forward_kl(student, teacher, temperature=temperature)
-    torch.testing.assert_close(found, by_hand.float(), atol=1e-5, rtol=1e-5)
+    loss = at(loss, temperature=temperature)
+    by_hand = softened(student, teacher, loss).float()
+    torch.testing.assert_close(value(student, teacher, loss), by_hand, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
-@pytest.mark.parametrize("k", [1, 4, 16])
-def test_topk_is_the_definition_written_out(logits, k, temperature):
+@TEMPERATURES
+@ALL
+def test_the_gradient_is_that_of_the_definition(logits, loss, temperature):
     student, teacher = logits
-    ids, logprobs = topk(teacher, k, temperature)
-    found = forward_kl_topk(student, ids, logprobs, temperature=temperature)
-    by_hand = merged_kl(student, ids, logprobs, temperature).float()
-    torch.testing.assert_close(found, by_hand, atol=2e-5, rtol=1e-5)
+    loss = at(loss, temperature=temperature)
+    by_hand = gradient_by_autograd(student, lambda leaf: softened(leaf, teacher, loss)).float()
+    torch.testing.assert_close(gradient(student, teacher, loss), by_hand, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_shared", [V, V - 4])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_topk_has_the_gradient_of_its_definition(logits, temperature):
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_label_is_mixed_in_over_the_whole_head(logits, num_shared, temperature, weight):
     student, teacher = logits
-    ids, logprobs = topk(teacher, 4, temperature)
-    here, there = (student.clone().requires_grad_() for _ in range(2))
-    forward_kl_topk(here, ids, logprobs, temperature=temperature).sum().backward()
-    merged_kl(there, ids, logprobs, temperature).sum().backward()
-    torch.testing.assert_close(here.grad, there.grad, atol=1e-5, rtol=1e-5)
+    labels = torch.arange(N)
+    loss = at(KINDS[2], sft_weight=weight, temperature=temperature)
+
+    def by_hand(leaf):
+        divergence = softened(leaf[:, :num_shared], teacher[:, :num_shared], loss)
+        return with_labels(leaf, labels, divergence, loss)
+
+    found = ours(student, TeacherLogits(teacher), loss, labels, num_shared)
+    mixed = weight * found.sft_N + (1 - weight) * found.divergence_N
+    torch.testing.assert_close(mixed, by_hand(student).float(), atol=1e-5, rtol=1e-5)
+    expected = gradient_by_autograd(student, by_hand).float()
+    torch.testing.assert_close(found.gradient_NV, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 4, V])
-def test_topk_is_a_lower_bound_and_exact_at_full_width(logits, k):
+@ALL
+def test_padding_rows_change_nothing(logits, loss):
     student, teacher = logits
-    sparse = forward_kl_topk(student, *topk(teacher, k))
-    dense = forward_kl(student, teacher)
-    assert (sparse <= dense + 1e-5).all()
-    assert (sparse >= -1e-5).all()
-    if k == V:
-        torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-4)
+    wide = torch.cat([student, torch.zeros(N, 5)], -1)
+    alone = ours(student, TeacherLogits(teacher), loss)
+    padded = ours(wide, TeacherLogits(teacher), loss, num_shared=V)
+    torch.testing.assert_close(padded.divergence_N, alone.divergence_N)
+    torch.testing.assert_close(padded.gradient_NV[:, :V], alone.gradient_NV)
+    assert not padded.gradient_NV[:, V:].any()
 
 
-def test_a_model_agrees_with_itself(logits):
+@ALL
+def test_a_model_agrees_with_itself(logits, loss):
     _, teacher = logits
-    torch.testing.assert_close(forward_kl(teacher, teacher), torch.zeros(N))
-    itself = forward_kl_topk(teacher, *topk(teacher, 4))
-    torch.testing.assert_close(itself, torch.zeros(N), atol=1e-6, rtol=0)
+    torch.testing.assert_close(value(teacher, teacher, loss), torch.zeros(N), atol=1e-6, rtol=0)
+    zeros = torch.zeros(N, V)
+    torch.testing.assert_close(gradient(teacher, teacher, loss), zeros, atol=1e-6, rtol=0)
 
 
-def test_a_confident_student_still_feels_the_tail():
-    """1 - sum(q) is 0 in float32 here, and a tail computed so would have no gradient."""
-    student = torch.zeros(1, V)
-    student[0, 0] = 40.0
-    student.requires_grad_()
-    ids, logprobs = torch.tensor([[0]]), torch.tensor([[0.9]]).log()
-    found = forward_kl_topk(student, ids, logprobs)
-    found.sum().backward()
-    expected = 0.9 * torch.tensor(0.9).log() + 0.1 * (torch.tensor(0.1).log() + 40 - 3.4657)
-    torch.testing.assert_close(found[0], expected, atol=1e-3, rtol=1e-3)
-    assert student.grad[0, 0].item() == pytest.approx(0.1, abs=1e-4)
-
-
-def test_temperature_keeps_the_gradient_in_scale(logits):
-    """Without the factor T^2 the gradient at T = 8 would be about 64 times smaller."""
+@ALL
+def test_a_constant_added_to_logits_changes_nothing(logits, loss):
     student, teacher = logits
-
-    def norm(temperature: float) -> float:
-        leaf = student.clone().requires_grad_()
-        targets = topk(teacher, 8, temperature)
-        forward_kl_topk(leaf, *targets, temperature=temperature).sum().backward()
-        return leaf.grad.norm().item()
-
-    assert 0.2 < norm(8.0) / norm(1.0) < 8.0
+    found = value(student + 5.0, teacher - 7.0, loss)
+    torch.testing.assert_close(found, value(student, teacher, loss), atol=1e-5, rtol=1e-5)
 
 
-def test_the_teacher_gets_no_gradient(logits):
-    student, teacher = (x.clone().requires_grad_() for x in logits)
-    forward_kl(student, teacher).sum().backward()
-    assert teacher.grad is None
-    assert student.grad is not None
+@ALL
+def test_a_gradient_moves_no_constant(logits, loss):
+    found = gradient(*logits, loss)
+    assert (found.sum(-1).abs() <= 5e-6 * found.abs().sum(-1).clamp_min(1)).all()
+
+
+def test_normalized_jsd_tends_to_both_kls(logits):
+    student, teacher = logits.double() / 3
+    for beta, end in ((1e-8, FORWARD), (1 - 1e-8, REVERSE)):
+        loss = LossConfig(kind="jsd", beta=beta, sft_weight=0)
+        for function in (value, gradient):
+            expected = function(student, teacher, end)
+            torch.testing.assert_close(
+                function(student, teacher, loss), expected, atol=1e-4, rtol=1e-4
+            )
+
+
+def test_raw_jsd_shrinks_towards_its_ends_and_jumps_there(logits):
+    student, teacher = logits.double() / 10
+    near, end = (
+        LossConfig(kind="jsd", beta=beta, normalized=False, sft_weight=0) for beta in (1e-4, 0)
+    )
+    forward = value(student, teacher, FORWARD)
+    torch.testing.assert_close(value(student, teacher, near) / 1e-4, forward, atol=0, rtol=1e-2)
+    torch.testing.assert_close(value(student, teacher, end), forward)
+
+
+@pytest.mark.parametrize("alpha", [0, 1e-9])
+def test_without_skew_the_kls_remain(logits, alpha):
+    student, teacher = logits.double() / 3
+    for kind, end in (("skew_forward_kl", FORWARD), ("skew_reverse_kl", REVERSE)):
+        loss = LossConfig(kind=kind, alpha=alpha, sft_weight=0)
+        for function in (value, gradient):
+            expected = function(student, teacher, end)
+            torch.testing.assert_close(
+                function(student, teacher, loss), expected, atol=1e-5, rtol=1e-5
+            )
+
+
+@ALL
+def test_no_divergence_is_negative_and_each_keeps_its_bound(logits, loss):
+    student, teacher = 4 * logits
+    found = value(student, teacher, loss)
+    most = {"total_variation": 1.0, "jsd": math.log(2) if not loss.normalized else math.inf}
+    if loss.kind.startswith("skew"):
+        most[loss.kind] = -math.log(loss.alpha)
+    assert (found >= -1e-6).all()
+    assert (found <= most.get(loss.kind, math.inf) + 1e-6).all()
+
+
+def test_total_variation_is_bounded_by_both_kls(logits):
+    """Pinsker: 2 TV^2 <= KL."""
+    variation = value(*logits, KINDS[-1])
+    for loss in (FORWARD, REVERSE):
+        assert (2 * variation**2 <= value(*logits, loss) + 1e-6).all()
+
+
+@ALL
+def test_the_temperature_keeps_the_gradient_in_scale(logits, loss):
+    """Without its factor the gradient at T = 16 would be 256 times smaller (16 for variation)."""
+    small = logits / 3
+    norms = [gradient(*small, at(loss, temperature=t)).norm().item() for t in (8.0, 16.0)]
+    assert 0.8 < norms[1] / norms[0] < 1.25
+
+
+@ALL
+def test_certain_distributions_give_finite_numbers(loss):
+    student, teacher = torch.zeros(2, V), torch.zeros(2, V)
+    student[:, 0], teacher[:, 1] = 200.0, 200.0
+    found = ours(student, TeacherLogits(teacher), loss)
+    assert found.divergence_N.isfinite().all()
+    assert found.gradient_NV.isfinite().all()
+
+
+@ALL
+def test_tokens_that_the_teacher_rules_out_give_no_nan(logits, loss):
+    student, teacher = logits
+    teacher = teacher.clone()
+    teacher[:, 3] = -math.inf
+    found = ours(student, TeacherLogits(teacher), loss)
+    assert not found.divergence_N.isnan().any()
+    assert not found.gradient_NV.isnan().any()
+
+
+def test_adaptive_kl_finds_a_head_beyond_sixty_four_tokens():
+    flat = torch.zeros(2, 300, dtype=torch.float64)
+    flat[:, ::7] += 0.1
+    student = torch.linspace(0, 1, 300, dtype=torch.float64).expand(2, -1)
+    loss = LossConfig(kind="adaptive_kl", sft_weight=0)
+    torch.testing.assert_close(value(student, flat, loss), softened(student, flat, loss))
 
 
 def test_cross_entropy_is_the_log_probability_of_the_label(logits):
     student, _ = logits
     labels = torch.arange(N)
     by_hand = -student.double().softmax(-1)[labels, labels].log()
-    torch.testing.assert_close(cross_entropy(student, labels), by_hand.float())
+    for weight in (None, 1.0):
+        found = cross_entropy(student, labels, weight=weight)
+        torch.testing.assert_close(found.value_N, by_hand.float())
 
 
-def test_half_precision_logits_are_computed_in_float32(logits):
+@ALL
+def test_half_precision_logits_are_computed_in_float32(logits, loss):
     student, teacher = logits.bfloat16()
-    ids, logprobs = topk(teacher.float(), 4)
-    found = forward_kl_topk(student, ids, logprobs)
+    found = value(student, teacher, loss)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, forward_kl_topk(student.float(), ids, logprobs))
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_temperature_must_be_positive(logits, temperature):
-    with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
-        forward_kl(*logits, temperature=temperature)
-    with pytest.raises(ValueError, match="temperature must be > 0"):
-        forward_kl_topk(logits[0], *topk(logits[1], 2), temperature=temperature)
-
-
-def test_a_vocabulary_mismatch_says_what_to_do():
-    with pytest.raises(ValueError, match=r"\(7, 33\).*\(7, 40\).*loss.kind: sft"):
-        forward_kl(torch.zeros(7, 33), torch.zeros(7, 40))
-
-
-def test_places_without_a_token_change_neither_loss_nor_gradient(logits):
-    student, teacher = logits
-    ids, logprobs = topk(teacher, 4)
-    padded = (
-        torch.cat([ids, ids[:, :1].expand(N, 3)], dim=-1),
-        torch.cat([logprobs, torch.full((N, 3), -torch.inf)], dim=-1),
-    )
-    here, there = (student.clone().requires_grad_() for _ in range(2))
-    few, many = forward_kl_topk(here, ids, logprobs), forward_kl_topk(there, *padded)
-    torch.testing.assert_close(many, few)
-    few.sum().backward()
-    many.sum().backward()
-    torch.testing.assert_close(there.grad, here.grad)
-
-
-def test_a_certain_token_alone_is_the_loss_on_its_text(logits):
-    student, _ = logits
-    labels = torch.arange(N)
-    ids = labels[:, None].expand(N, 3)
-    certain = torch.tensor([0.0, -torch.inf, -torch.inf]).expand(N, 3)
-    torch.testing.assert_close(
-        forward_kl_topk(student, ids, certain), cross_entropy(student, labels)
-    )
+    torch.testing.assert_close(found, value(student.float(), teacher.float(), loss))

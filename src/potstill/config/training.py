@@ -39,9 +39,34 @@ class TargetsConfig(Section):
         return self
 
 
+LossKind = Literal[
+    "sft",
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "adaptive_kl",
+    "total_variation",
+]
+
+
 class LossConfig(Section):
-    kind: Literal["sft", "forward_kl"] = "sft"
-    """`sft` learns the teacher's text; `forward_kl` learns its probabilities as well."""
+    kind: LossKind = "sft"
+    """`sft` learns the teacher's text. The others learn its probabilities as well: `forward_kl`
+    covers all that the teacher may say, `reverse_kl` keeps to what it surely says, `jsd`, the
+    skewed and the adaptive ones lie between, `total_variation` bounds what one answer can cost."""
+
+    beta: float = Field(0.5, ge=0, le=1)
+    """Where `jsd` lies between forward KL (0) and reverse KL (1)."""
+
+    normalized: bool = True
+    """Divide `jsd` by beta * (1 - beta), so that its size does not depend on beta; false is the
+    raw form of the literature."""
+
+    alpha: float = Field(0.1, ge=0, lt=1)
+    """How much of the one distribution is mixed into the other in `skew_forward_kl` and
+    `skew_reverse_kl`; 0 is the KL without skew."""
 
     temperature: float = Field(1.0, gt=0)
     """Softens teacher and student in the loss. Not used by `sft`."""
@@ -56,6 +81,32 @@ class LossConfig(Section):
     def temperatures(self) -> tuple[float, ...]:
         """Every temperature that the kept probabilities must be right at, ascending."""
         return tuple(sorted({self.temperature, *self.targets.temperatures}))
+
+    @model_validator(mode="after")
+    def _knobs_belong_to_the_kind(self) -> LossConfig:
+        belongs = {
+            "beta": ("jsd",),
+            "normalized": ("jsd",),
+            "alpha": ("skew_forward_kl", "skew_reverse_kl"),
+        }
+        for knob, kinds in belongs.items():
+            value = getattr(self, knob)
+            if self.kind not in kinds and value != type(self).model_fields[knob].default:
+                raise ValueError(
+                    f"loss.{knob} = {value} has no effect with loss.kind: {self.kind}; it belongs "
+                    f"to {' and '.join(kinds)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_serve_forward_kl_alone(self) -> LossConfig:
+        kept = self.targets.kind
+        if kept != "topk" and self.kind not in ("sft", "forward_kl"):
+            raise ValueError(
+                f"loss.kind: {self.kind} needs the probability of each token, which "
+                f"loss.targets.kind: {kept} does not keep; use forward_kl, or targets of kind topk"
+            )
+        return self
 
 
 class AdapterConfig(Section):

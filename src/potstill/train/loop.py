@@ -38,6 +38,7 @@ from potstill.train.checkpoint import (
 from potstill.train.objective import LossSums, Objective, TeacherTargets, check_head
 from potstill.train.plan import StepPlan, check_rows, num_loss_tokens
 from potstill.train.student import Student, merged, prepare_student, save_model
+from potstill.train.targets import Sampled, TopK
 from potstill.types import Noun
 
 BETAS = (0.9, 0.95)
@@ -218,7 +219,7 @@ class Training:
         for batch in micro_batches:
             part = self._forward([self.train_rows[row] for row in batch])
             (part.loss / num_loss).backward()
-            sums.append(LossSums(part.loss.detach(), part.sft, part.forward_kl))
+            sums.append(part._replace(loss=part.loss.detach()))
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.train.max_grad_norm)
         figures = {f"train/{k}": v for k, v in _means(sums, num_loss).items()}
         figures["train/grad_norm"] = norm.item()
@@ -310,7 +311,8 @@ class Training:
         keys = [content_key(row.ids, row.loss_mask) for row in rows]
         settings, device = self.targets.settings, self.student.device
         arrays = (torch.from_numpy(array).to(device) for array in self.targets.batch(keys))
-        return TeacherTargets(*arrays, settings.vocab_size, settings.kind)
+        target = Sampled(*arrays) if settings.kind == "sampled" else TopK(*arrays)
+        return TeacherTargets(target, settings.vocab_size)
 
     @property
     def _pad_id(self) -> int:
@@ -372,8 +374,8 @@ def _means(sums: Sequence[LossSums], num_loss: int) -> dict[str, float]:
         "loss_nats": sum(part.loss.item() for part in sums) / num_loss,
         "sft_nats": sum(part.sft.item() for part in sums) / num_loss,
     }
-    if all(part.forward_kl is not None for part in sums):
-        means["forward_kl_nats"] = sum(part.forward_kl.item() for part in sums) / num_loss
+    if all(part.divergence is not None for part in sums):
+        means[f"{sums[0].name}_nats"] = sum(part.divergence.item() for part in sums) / num_loss
     return means
 
 

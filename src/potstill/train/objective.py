@@ -3,7 +3,6 @@
 Shape letters of this file:
     B  rows       T  tokens of a row, padding included       H  hidden width
     N  loss positions of the batch, row by row               V  vocabulary
-    K  teacher tokens kept per position
 
 The loss mask belongs to the *label*: where it is 1, the token itself is to be learnt, and the
 hidden state one position earlier predicts it. All of it happens inside one module's forward,
@@ -20,8 +19,9 @@ from torch import Tensor, nn
 from potstill.config import LossConfig
 from potstill.errors import TrainError
 from potstill.models.longrope import hidden_states
-from potstill.targets.align import shared_logits
-from potstill.train.losses import cross_entropy, forward_kl_topk, soft_cross_entropy
+from potstill.train.fused import head_loss
+from potstill.train.head import head_of
+from potstill.train.targets import Sampled, Target
 
 
 class LossSums(NamedTuple):
@@ -31,21 +31,17 @@ class LossSums(NamedTuple):
     """What is minimised; carries the gradient."""
 
     sft: Tensor
-    forward_kl: Tensor | None
-    """None where it is not known: from text alone, and from draws."""
+    divergence: Tensor | None
+    name: str | None = None
+    """Of the divergence, in metrics: `forward_kl`, `jsd`, … or `soft_cross_entropy`."""
 
 
 class TeacherTargets(NamedTuple):
-    """The teacher's probabilities at the loss positions of one batch."""
+    """What is known of the teacher at the loss positions of one batch."""
 
-    ids_NK: Tensor
-    values_NK: Tensor
-    """Log-probabilities, or for `sampled` weights."""
-
+    target: Target
     num_shared: int
     """Tokens of the shared tokenizer; the student's padding rows beyond are cut off."""
-
-    kind: str = "topk"
 
 
 class Objective(nn.Module):
@@ -77,39 +73,27 @@ class Objective(nn.Module):
             is_label_BT,
             None if attention_BT is None else attention_BT[:, :-1],
         )
-        logits_NV = head_logits(self.model, hidden_BTH[is_label_BT])
-        labels_N = ids_BT[:, 1:][is_label_BT]
-        weight = 1.0 if targets is None else self.loss.sft_weight
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-            sft = cross_entropy(logits_NV, labels_N).sum()
+        found = head_loss(
+            hidden_BTH[is_label_BT],
+            head_of(self.model),
+            ids_BT[:, 1:][is_label_BT],
+            self.loss,
+            None if targets is None else targets.target,
+            num_shared=None if targets is None else targets.num_shared,
+        )
+        sft = found.sft_N.sum()
         if targets is None:
-            return LossSums(sft, sft.detach(), None)
-        shared_NV, _ = shared_logits(logits_NV, targets.num_shared)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight < 1):
-            is_sampled = targets.kind == "sampled"
-            divergence = soft_cross_entropy if is_sampled else forward_kl_topk
-            soft = divergence(
-                shared_NV, targets.ids_NK, targets.values_NK, temperature=self.loss.temperature
-            ).sum()
-        total = weight * sft + (1 - weight) * soft
-        return LossSums(total, sft.detach(), None if is_sampled else soft.detach())
+            return LossSums(found.total, sft, None)
+        name = divergence_name(self.loss, targets.target)
+        return LossSums(found.total, sft, found.divergence_N.sum(), name)
 
 
-def head_logits(model: nn.Module, hidden_NH: Tensor) -> Tensor:
-    """Logits [N, V] of hidden states, with what some families do after the head:
+def divergence_name(loss: LossConfig, target: Target) -> str:
+    """What the divergence is called in metrics.
 
-    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma bends
-    large values with `final_logit_softcapping`. `check_head` finds families that do more.
+    From sampled targets only its cross entropy is known, which is another quantity.
     """
-    config = model.config
-    logits_NV = model.get_output_embeddings()(hidden_NH)
-    if scale := getattr(config, "logit_scale", None):
-        logits_NV = logits_NV * scale
-    if divisor := getattr(config, "logits_scaling", None):
-        logits_NV = logits_NV / divisor
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits_NV = torch.tanh(logits_NV / cap) * cap
-    return logits_NV
+    return "soft_cross_entropy" if isinstance(target, Sampled) else loss.kind
 
 
 @torch.no_grad()
@@ -125,7 +109,7 @@ def check_head(model: nn.Module, ids: list[int]) -> None:
     ids_BT = torch.tensor([ids[:8]], device=model.device)
     own_NV = model(input_ids=ids_BT, use_cache=False).logits[0].float()
     hidden_BTH = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    here_NV = head_logits(model, hidden_BTH[0]).float()
+    here_NV = head_of(model).logits(hidden_BTH[0]).float()
     model.train(training)
     tolerance = 1e-3 * max(1.0, own_NV.abs().max().item())
     difference = (own_NV - here_NV).abs().max().item()
