@@ -119,3 +119,10 @@ def test_a_run_stopped_by_a_signal_goes_on_with_the_same_command(number, tmp_pat
 
 def _steps(metrics: Path) -> int:
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def test_the_number_of_processes_is_a_key_of_the_config(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "math") == 0
+    assert run("train", "distill.yaml", "--processes", "65") == 2
+    assert "train.processes" in capsys.readouterr().err

@@ -112,6 +112,22 @@ def test_probabilities_kept_while_answering_are_those_that_scoring_finds(place):
         np.testing.assert_allclose(np.exp(kept), np.exp(scored), atol=0.02)  # may be bfloat16
 
 
+def test_two_processes_learn_what_one_learns(place):
+    _, alone, _ = told(place)
+    config = load_config(
+        place / "distill.yaml", ["train.processes=2", "evaluate.baselines=[]", "export=[]"]
+    )
+    both = RunDir(place / "both")
+    distill(config, both, stop_after="train")
+    losses = [
+        [json.loads(line)["train/loss_nats"] for line in run.metrics.read_text().splitlines()]
+        for run in (alone, both)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert both.facts("train")["packed"]
+    assert not both.checkpoints.exists()
+
+
 def test_a_change_repeats_only_what_depends_on_it(place):
     told(place)
     _, _, kinds = told(place, ["evaluate.margin=0.05"])

@@ -8,7 +8,7 @@ from training import quick, rows, run_dir, tiny_student
 
 from potstill.config import LossConfig
 from potstill.errors import DataError
-from potstill.train.checkpoint import latest_checkpoint
+from potstill.train.checkpoint import latest_checkpoint, remove_checkpoints
 from potstill.train.loop import fine_tune_student
 
 SETTINGS = {
@@ -52,11 +52,18 @@ def losses(out):
     ]
 
 
-LORA = {"adapter": {"kind": "lora", "r": 4, "dropout": 0.2}}
+WAYS = {
+    "full": {},
+    "padded": {"packing": False},
+    "lora with dropout": {"adapter": {"kind": "lora", "r": 4, "dropout": 0.2}},
+    "average": {"ema": 0.8},
+    "adafactor": {"optimizer": "adafactor", "learning_rate": 1e-2},
+    "sgd": {"optimizer": "sgd", "learning_rate": 1e-2},
+}
 
 
-@pytest.mark.parametrize("changes", [{}, LORA], ids=["full", "lora with dropout"])
-@pytest.mark.parametrize("kill_after", [1, 2, 3, 5])
+@pytest.mark.parametrize("changes", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kill_after", [1, 3, 5])
 def test_a_run_killed_at_any_step_ends_with_the_same_bits(tmp_path, kill_after, changes):
     whole = train(tmp_path / "m", tmp_path / "whole", **changes)
     with pytest.raises(Killed):
@@ -80,6 +87,28 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path):
         train(tmp_path / "m", tmp_path / "run", kill_after=3)
     with pytest.raises(DataError, match=r"another training .* delete .*checkpoints to start over"):
         train(tmp_path / "m", tmp_path / "run", learning_rate=1e-3)
+
+
+def test_a_training_goes_on_when_it_is_only_computed_in_another_way(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path / "m", tmp_path / "run", kill_after=3)
+    again = train(
+        tmp_path / "m", tmp_path / "run", packing=False, micro_batch_size=1, max_loss_jump=None
+    )
+    assert again.resumed_from == 2
+
+
+def test_a_training_that_ends_before_it_is_noted_does_the_last_steps_again(tmp_path):
+    """The model is written, and then the machine goes down."""
+    whole = train(tmp_path / "m", tmp_path / "run")
+    model = run_dir(tmp_path / "run").model / "model.safetensors"
+    before = model.read_bytes()
+    again = train(tmp_path / "m", tmp_path / "run")
+    assert again.resumed_from == whole.num_steps - 1
+    assert model.read_bytes() == before
+    checkpoints = run_dir(tmp_path / "run").checkpoints
+    remove_checkpoints(checkpoints)
+    assert not checkpoints.exists()
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

@@ -40,6 +40,13 @@ RUN_HELP = """Run the whole pipeline in the foreground; the same command again c
 
 Example: potstill run distill.yaml train.num_epochs=1
 """
+TRAIN_HELP = f"""{STAGE_HELP["train"]}
+
+Runs the stages before it that are not done. With --processes several processes share every
+step; what is learned is the same.
+
+Example: potstill train distill.yaml --processes 2
+"""
 TEACH_HELP = f"""{STAGE_HELP["teach"]}
 
 Runs the stages before it that are not done. With --verify nothing is asked: every answer that a
@@ -56,6 +63,8 @@ def add_to(app: typer.Typer) -> None:
     for stage, text in STAGE_HELP.items():
         if stage == "teach":
             app.command(stage, help=TEACH_HELP)(teach)
+        elif stage == "train":
+            app.command(stage, help=TRAIN_HELP)(train)
         else:
             _add_stage(app, stage, text)
     app.command("report")(report)
@@ -151,6 +160,23 @@ def teach(
         raise PotstillError(f"{found.damage}. The next potstill run asks for them again")
     if not json:
         console.print_line("all of it is whole")
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, help="Processes that train together; one a GPU."),
+    ] = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+    offline: Offline = False,
+) -> None:
+    """Trains the student, in one process or several."""
+    go_offline(offline)
+    asked = [] if processes is None else [f"train.processes={processes}"]
+    _run_to("train", config, [*(overrides or ()), *asked], runs, json)
 
 
 def _distill(

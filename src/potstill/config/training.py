@@ -135,7 +135,11 @@ Adapter = Annotated[
 
 class TrainConfig(Section):
     learning_rate: float = Field(2.0e-5, gt=0, lt=1)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+
+    optimizer: Literal["adamw", "adafactor", "sgd"] = "adamw"
+    """`adamw` keeps two numbers beside each weight, `sgd` one, `adafactor` one for each row and
+    column of a matrix (its learning rate is a share of a weight's size: 1e-3 to 1e-2)."""
 
     num_epochs: float = Field(3, gt=0)
     """Passes over the accepted records. Fractions are allowed."""
@@ -148,6 +152,22 @@ class TrainConfig(Section):
 
     micro_batch_size: int | None = Field(None, ge=1)
     """Records computed at once; the rest of a step is accumulated. All of them by default."""
+
+    micro_batch_tokens: int | None = Field(None, ge=8)
+    """Tokens computed at once, padding included; a longer record is computed alone. By default
+    2,048 where records are packed (8,192 on a GPU), else no limit."""
+
+    packing: Literal["auto"] | bool = "auto"
+    """Compute records one behind the other without padding, none of which sees another; `auto`
+    where the model's family can. What is learned is the same."""
+
+    order: Literal["by_length", "random"] = "by_length"
+    """Records of like length share a step, which saves padding; or steps are drawn at random,
+    which costs nothing where records are packed."""
+
+    processes: int = Field(1, ge=1, le=64)
+    """Processes that train together, each on a share of every step: one for each GPU, or on
+    CPU cores."""
 
     max_tokens: int = Field(2048, ge=8)
     """Longest training record, prompt and answer. Longer ones are rejected, not cut."""
@@ -173,10 +193,18 @@ class TrainConfig(Section):
     """Share of the steps in which the learning rate rises."""
 
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW's weight decay, on matrices only."""
+    """Weight decay, on matrices only."""
 
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients longer than this are scaled down to it."""
+
+    max_loss_jump: float | None = Field(4.0, gt=0)
+    """Stop at a step whose loss is so many nats above the median of the last 50 steps and four
+    times as high; null goes on."""
+
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Keep a moving average of the weights, with this decay (0.99 spans about a hundred steps);
+    it is what validation judges and what is saved. None by default."""
 
     eval_steps: int | None = Field(None, ge=1)
     """Steps between two looks at the validation loss; a tenth of the run by default."""
@@ -190,5 +218,19 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = False
     """Compute activations twice to keep fewer in memory."""
 
+    track: tuple[Literal["mlflow", "trackio"], ...] = ()
+    """Trackers that are told every step's figures, beside metrics.jsonl; each is set up by its
+    own environment variables (`MLFLOW_TRACKING_URI`, `TRACKIO_DIR`)."""
+
     seed: int = 0
-    """Order of the records and initial adapter weights."""
+    """Order of the records, initial adapter weights, dropout."""
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """The keys that decide what is learned. The others say how it is computed: a training
+        goes on when they change."""
+        how = {
+            *("packing", "micro_batch_size", "micro_batch_tokens", "gradient_checkpointing"),
+            *("processes", "max_loss_jump", "track"),
+        }
+        return self.model_dump(mode="json", exclude=how)

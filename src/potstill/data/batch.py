@@ -1,4 +1,4 @@
-"""Sequences to tensors: padding, and which records share a step.
+"""Sequences to tensors: padding or packing, and which records share a step.
 
 Shape letters of this file:
     B  sequences in a batch
@@ -24,7 +24,7 @@ NOISE = 0.1
 
 
 class Batch(NamedTuple):
-    """Padded sequences, padding on the right."""
+    """Sequences as tensors: padded on the right, or packed one behind the other in one row."""
 
     ids_BT: Tensor
     """int64; the padding token behind the end."""
@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """bool; True on tokens that are to be learned, at their own position (not shifted)."""
 
     position_BT: Tensor
-    """int64, 0 at the first token of each row."""
+    """int64, 0 at the first token of each sequence."""
 
     attention_BT: Tensor
     """int64; 1 on tokens, 0 on padding."""
@@ -72,13 +72,70 @@ def collate(
     )
 
 
+def pack(rendered: Sequence[Rendered]) -> Batch:
+    """All sequences in one row without padding; positions count anew in each of them.
+
+    The first token of a sequence is never learned: its predecessor is a stranger.
+    """
+    if not rendered:
+        raise ValueError("a batch needs at least one sequence")
+    ids = [torch.tensor(one.ids) for one in rendered]
+    masks = [torch.tensor([0, *one.loss_mask[1:]], dtype=torch.bool) for one in rendered]
+    positions = [torch.arange(len(one.ids)) for one in rendered]
+    ids_BT = torch.cat(ids)[None]
+    return Batch(
+        ids_BT,
+        torch.cat(masks)[None],
+        torch.cat(positions)[None],
+        torch.ones_like(ids_BT),
+        tuple(range(len(rendered))),
+    )
+
+
+def fill_bins(
+    lengths: Sequence[int], limit: int, *, most: int | None = None, padded: bool = False
+) -> list[list[int]]:
+    """Sequences into as few bins of at most `limit` tokens as first-fit decreasing finds.
+
+    A sequence longer than `limit` has a bin of its own. Bins begin with their longest.
+
+    Args:
+        most: Sequences to a bin.
+        padded: A bin costs its longest sequence times their number; they are filled one
+            after the other, so that neighbours are of like length.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        length = lengths[bins[-1][0]] if padded and bins else lengths[place]
+        tried = range(max(0, len(bins) - 1), len(bins)) if padded else range(len(bins))
+        for number in tried:
+            if room[number] >= length and (most is None or len(bins[number]) < most):
+                bins[number].append(place)
+                room[number] -= length
+                break
+        else:
+            bins.append([place])
+            room.append(limit - lengths[place])
+    return bins
+
+
 def plan_batches(
-    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int
+    lengths: Sequence[int],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    by_length: bool = True,
 ) -> list[list[int]]:
     """Who is in which step: each record once, `batch_size` to a step, the rest in the last.
 
-    Records of like length meet, so that little is padding. The same arguments give the same
-    plan on every machine; the rest of an epoch is drawn anew in each, whatever its length.
+    The same arguments give the same plan on every machine; the rest of an epoch is drawn anew
+    in each, whatever its length.
+
+    Args:
+        by_length: Records of like length meet, so that little is padding; else steps are
+            drawn at random.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -90,6 +147,9 @@ def plan_batches(
     batches = []
     for start in range(0, num_full, WINDOW * batch_size):
         window = full[start : start + WINDOW * batch_size]
+        if not by_length:
+            batches += [window[at : at + batch_size] for at in range(0, len(window), batch_size)]
+            continue
         blurred = {row: lengths[row] * (1 + NOISE * chance.random()) for row in window}
         window.sort(key=blurred.__getitem__)
         batches += [window[at : at + batch_size] for at in range(0, len(window), batch_size)]

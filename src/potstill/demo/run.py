@@ -138,6 +138,7 @@ def tune_teacher(
         tell(Event(stage="teacher", kind="skipped", text=text))
         return inputs.model
     from potstill.models.weights import load_weights
+    from potstill.train.checkpoint import remove_checkpoints
     from potstill.train.loop import fine_tune_student
 
     started = time.monotonic()
@@ -164,6 +165,7 @@ def tune_teacher(
     )
     text = f"{ref.name} tuned here on {len(rows):,} gold rows in {result.steps:,} steps"
     inputs.mark_done("teacher", key, **{**result.model_dump(), "text": text})
+    remove_checkpoints(inputs.checkpoints)
     seconds = time.monotonic() - started
     tell(Event(stage="teacher", kind="done", text=text, seconds=seconds))
     return inputs.model

@@ -136,26 +136,27 @@ def fine_tune_student(
     rows = records_of(synthetic_training_data, task)
     checked = records_of(synthetic_validation_data, task)
     ref = ref_of(student_model, workspace)
-    from potstill.models.weights import load_weights
+    from potstill.models.weights import cached_folder, load_weights
+    from potstill.train.checkpoint import remove_checkpoints
     from potstill.train.loop import fine_tune_student as train_loop
+    from potstill.train.together import fine_tune_together
 
     judge = task_of(task, rows)
     model, tokenizer = load_weights(ref)
 
     label = content_hash(ref.source, train, [r.model_dump(mode="json") for r in (*rows, *checked)])
     run = RunDir(out or Path("runs") / f"{slug(ref.name)}-{label[:8]}")
+    both = [_rendered(tokenizer, part, judge, train.max_tokens) for part in (rows, checked)]
+    settings: dict[str, Any] = {"loss": LossConfig(kind="sft"), "train": train, "out": run}
     with run.locked():
-        train_loop(
-            model,
-            tokenizer,
-            _rendered(tokenizer, rows, judge, train.max_tokens),
-            _rendered(tokenizer, checked, judge, train.max_tokens),
-            loss=LossConfig(kind="sft"),
-            train=train,
-            targets=None,
-            out=run,
-            on_progress=on_progress,
-        )
+        if train.processes > 1:
+            place = cached_folder(ref)
+            fine_tune_together(
+                place, *both, targets=run.targets, on_progress=on_progress, **settings
+            )
+        else:
+            train_loop(model, tokenizer, *both, targets=None, on_progress=on_progress, **settings)
+        remove_checkpoints(run.checkpoints)
     return ModelRef(name=f"{slug(ref.name)}-distilled", source=str(run.model), kind="huggingface")
 
 

@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.config import LossConfig, TrainConfig
-from potstill.data.render import (
-    Rendered,
-    render_prompt,
-    template_fingerprint,
-    vocab_fingerprint,
-)
+from potstill.data.render import Rendered, render_prompt
 from potstill.models.catalog import find_model
 from potstill.models.weights import cached_folder, load_weights
 from potstill.pipeline.context import Context, weights_key
@@ -22,6 +17,7 @@ from potstill.pipeline.preflight import place_key
 from potstill.pipeline.teach import accepted_rows, lessons_key, render_rows
 from potstill.rundir import RunDir, read_jsonl
 from potstill.targets.store import TargetStore, content_key
+from potstill.train.checkpoint import remove_checkpoints
 from potstill.types import Record
 
 MAX_PASSES = 6
@@ -99,41 +95,37 @@ def _train_one(
 ) -> None:
     """Trains one student, on the teacher's accepted answers or on known ones."""
     start, train = student_folder(ctx), ctx.config.train
-    key = (ctx.config.train, loss, weights_key(start), *inputs, gold and [r.id for r in gold])
+    key = (train.learned, loss, weights_key(start), *inputs, gold and [r.id for r in gold])
 
     def work() -> dict[str, Any]:
         from potstill.train.loop import fine_tune_student
+        from potstill.train.together import fine_tune_together, open_targets
 
         model, tokenizer = load_weights(start)
         rows = _rows(ctx, tokenizer, "train") if gold is None else render_rows(ctx, tokenizer, gold)
         watched = _rows(ctx, tokenizer, "validation")
-        targets = None
-        if loss.kind != "sft":
-            targets = TargetStore(
-                ctx.run.targets,
-                vocab_fingerprint=vocab_fingerprint(tokenizer),
-                template_fingerprint=template_fingerprint(tokenizer),
-                temperature=loss.temperature,
-            )
+        targets = open_targets(ctx.run.targets, tokenizer, loss)
+        if targets is not None:
             rows, watched = with_targets(rows, targets), with_targets(watched, targets) or watched
         seen = _Losses(ctx, stage)
-        result = fine_tune_student(
-            model,
-            tokenizer,
-            rows,
-            watched,
-            loss=loss,
-            train=train if gold is None else _few_passes(train, len(rows)),
-            targets=targets,
-            out=out,
-            on_progress=seen,
-        )
+        settings: dict[str, Any] = {
+            "loss": loss,
+            "train": train if gold is None else _few_passes(train, len(rows)),
+            "out": out,
+            "on_progress": seen,
+        }
+        if train.processes > 1:
+            del model  # every process reads its own
+            result = fine_tune_together(start, rows, watched, targets=ctx.run.targets, **settings)
+        else:
+            result = fine_tune_student(model, tokenizer, rows, watched, targets=targets, **settings)
         text = f"{result.steps:,} steps, {seen.text}{result.tokens_per_second:,.0f} tokens/s"
         if result.stopped_early:
             text += f", best at step {result.best_step:,}"
         return {**result.model_dump(), "num_rows": len(rows), "text": text}
 
     ctx.stage(stage, key, work)
+    remove_checkpoints(out.checkpoints)
 
 
 def with_targets(rows: list[Rendered], targets: TargetStore) -> list[Rendered]:

@@ -2,12 +2,13 @@
 
     checkpoints/000200/
       weights.safetensors      what learns (frozen weights come from the student's own folder)
-      optimizer.safetensors    AdamW's moments and step counts
+      optimizer.safetensors    the optimizer's moments and step counts
+      average.safetensors      the moving average of the weights, with train.ema
       best.safetensors         the weights with the lowest validation loss, when others
-      random.safetensors       states of the random number generators
       state.json               step, best, and the fingerprint of what was being trained
 
-A folder is moved to its name when it is whole. Only the latest one is kept.
+A folder is moved to its name when it is whole. Only the latest one is kept. Random numbers
+follow from the seed and the step, so no generator's state is in it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class TrainState(Noun):
     num_tokens: int = 0
     """Tokens trained on so far, padding not counted."""
 
+    losses: tuple[float, ...] = ()
+    """Of the last steps, nats a token: what a jump is told from."""
+
 
 def save_checkpoint(
     folder: Path,
@@ -53,15 +57,18 @@ def save_checkpoint(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor] | None,
+    average: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Writes `folder`/STEP, then removes older ones."""
     path = folder / f"{state.step:06d}"
     with whole_folder(path) as part:
         save_file(_plain(parameters), part / "weights.safetensors")
         save_file(_optimizer_tensors(optimizer, parameters), part / "optimizer.safetensors")
-        if best is not None and state.best_step != state.step:
+        if average is not None:
+            save_file(_plain(average), part / "average.safetensors")
+        # With an average the best weights are never those of the step.
+        if best is not None and (state.best_step != state.step or average is not None):
             save_file(_plain(best), part / "best.safetensors")
-        save_file(_random_states(), part / "random.safetensors")
         (part / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
     for older in _complete(folder):
         if older != path:
@@ -79,8 +86,12 @@ def load_checkpoint(
     fingerprint: str,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None = None,
 ) -> tuple[TrainState, dict[str, Tensor] | None]:
-    """Puts weights, optimizer and random numbers back; returns the state and the best weights.
+    """Puts weights and optimizer back; returns the state and the best weights.
+
+    Args:
+        average: The moving average; its values are put back too.
 
     Raises:
         DataError: If the checkpoint belongs to another training, or cannot be read.
@@ -97,19 +108,27 @@ def load_checkpoint(
         moments = load_file(path / "optimizer.safetensors")
         best_file = path / "best.safetensors"
         best = load_file(best_file) if best_file.exists() else None
-        random = load_file(path / "random.safetensors")
+        smooth = None if average is None else load_file(path / "average.safetensors")
     except DataError:
         raise
     except Exception as error:  # safetensors has an error class of its own
         raise DataError(f"{path} cannot be read: {error}; {way_out}") from error
     put_weights(parameters, weights)
     _put_optimizer(optimizer, parameters, moments)
-    if state.best_step == state.step and state.best_loss is not None:
+    if average is not None and smooth is not None:
+        for name, value in average.items():
+            value.copy_(smooth[name])
+    elif state.best_step == state.step and state.best_loss is not None:
         best = weights
-    torch.set_rng_state(random["cpu"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
     return state, best
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes them all: what they were kept for is done."""
+    for path in _complete(folder):
+        shutil.rmtree(path)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def copy_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -154,19 +173,16 @@ def _put_optimizer(
     tensors: Mapping[str, Tensor],
 ) -> None:
     names = {id(parameter): name for name, parameter in parameters.items()}
-    keys = {name.partition("/")[0] for name in tensors}
+    kept: dict[str, dict[str, Tensor]] = {}
+    for place, tensor in tensors.items():
+        key, _, name = place.partition("/")
+        kept.setdefault(name, {})[key] = tensor
     tree = optimizer.state_dict()
     order = [p for group in optimizer.param_groups for p in group["params"]]
+    # Optimizers keep other things for vectors than for matrices, or nothing before a step.
     tree["state"] = {
-        index: {key: tensors[f"{key}/{names[id(parameter)]}"] for key in keys}
+        index: kept[names[id(parameter)]]
         for index, parameter in enumerate(order)
-        if keys
+        if names[id(parameter)] in kept
     }
     optimizer.load_state_dict(tree)
-
-
-def _random_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states

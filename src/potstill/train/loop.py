@@ -2,31 +2,32 @@
 
 The loss of a step is the sum over all loss positions of its rows, divided once by their
 number in the whole step. Gradients therefore do not depend on how the step is cut into
-micro-batches, on padding, or on the order of rows.
+micro-batches, on padding or packing, on the order of rows, or on how many processes share it.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import math
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from potstill.config import LossConfig, TrainConfig
-from potstill.data.batch import collate
 from potstill.data.render import Rendered
-from potstill.errors import DataError, TrainError
-from potstill.rundir import content_hash, write_text
+from potstill.errors import TrainError
+from potstill.models.packed import attend_as_before
+from potstill.rundir import content_hash
 from potstill.targets.store import TargetStore, content_key
+from potstill.train.average import Average
 from potstill.train.checkpoint import (
     TrainState,
     copy_weights,
@@ -35,52 +36,19 @@ from potstill.train.checkpoint import (
     put_weights,
     save_checkpoint,
 )
+from potstill.train.guard import check_step, remember
+from potstill.train.journal import Journal
 from potstill.train.objective import LossSums, Objective, TeacherTargets, check_head
-from potstill.train.plan import StepPlan, check_rows, num_loss_tokens
-from potstill.train.student import Student, merged, prepare_student, save_model
+from potstill.train.optimizers import build_optimizer
+from potstill.train.packing import choose_parts
+from potstill.train.plan import StepPlan, check_inputs, num_loss_tokens
+from potstill.train.ranks import ALONE, Ranks
+from potstill.train.result import Figures, OnProgress, TrainPaths, TrainResult
+from potstill.train.student import Student, merged, prepare_student, save_model, signature
 from potstill.train.targets import Sampled, TopK
-from potstill.types import Noun
-
-BETAS = (0.9, 0.95)
-"""AdamW's memory. 0.95 and not 0.999: runs are hundreds of steps, and in bf16 an average over
-a thousand steps would stand still, because its changes are smaller than its last bit."""
+from potstill.train.trackers import open_tracker
 
 log = logging.getLogger(__name__)
-Figures = dict[str, float]
-OnProgress = Callable[[int, int, Figures], None]
-"""Called after each step with steps done, steps planned, and the line for metrics.jsonl."""
-
-
-class TrainPaths(Protocol):
-    """Where training writes; a `RunDir` or one of its variants."""
-
-    checkpoints: Path
-    metrics: Path
-    model: Path
-
-
-class TrainResult(Noun):
-    """What came of a training."""
-
-    steps: int
-    num_steps: int
-    """Planned; more than `steps` when training stopped early."""
-
-    best_step: int
-    """The step whose weights were kept; the last one without validation rows."""
-
-    best_validation_loss_nats: float | None
-    seconds: float
-    """Of all steps and looks, also those before an interruption."""
-
-    tokens_per_second: float
-    stopped_early: bool
-    num_parameters: int
-    num_trainable: int
-    precision: str
-    peak_memory_bytes: int
-    resumed_from: int = 0
-    """Step of the checkpoint that was continued; 0 is a fresh start."""
 
 
 def fine_tune_student(
@@ -95,11 +63,13 @@ def fine_tune_student(
     out: TrainPaths,
     on_progress: OnProgress | None = None,
     checkpoint_seconds: float = 60.0,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Trains a student and writes it to `out.model`; called again, it goes on from the last step.
 
     The model is trained in place and ends with the best weights (lowest validation loss;
-    the last ones without validation rows). Checkpoints are removed when the model is saved.
+    the last ones without validation rows). Checkpoints stay until the caller has noted that
+    training is done, and calls `remove_checkpoints`.
 
     Args:
         targets: The teacher's probabilities for every training row; None for `sft`. Where
@@ -107,21 +77,31 @@ def fine_tune_student(
             loss on their text.
         checkpoint_seconds: Least time between two checkpoints; stretched so that writing
             them takes at most a twentieth of the time.
+        ranks: This process among those that train together (`train.together` starts them).
+            The first one writes the files.
 
     Raises:
         DataError: If rows are empty, too long or without targets, or a checkpoint in `out`
             belongs to another training.
         TrainError: If a loss is not finite, or the student's family is not supported.
     """
-    targets = _check(student_model, train_rows, validation_rows, loss, train, targets)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    if accelerator.num_processes > 1:
-        raise TrainError("training runs on one device; start it without a launcher")
+    targets = check_inputs(student_model, train_rows, validation_rows, loss, train, targets)
+    if ranks.size == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainError(
+            "a launcher started this process as one of several; start it without one and set "
+            "train.processes"
+        )
+    if train.processes != ranks.size:
+        raise TrainError(
+            f"train.processes: {train.processes}, and this is one of {ranks.size}; "
+            f"fine_tune_together starts them"
+        )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(train.seed)
-        student = prepare_student(student_model, train, accelerator.device)
+        student = prepare_student(student_model, train, ranks.device)
         check_head(student.model, list(train_rows[0].ids))
-        training = Training(student, tokenizer, train_rows, validation_rows, loss, train, targets)
+        rows = train_rows, validation_rows
+        training = Training(student, tokenizer, *rows, loss, train, targets, ranks)
         resumed_from = training.resume(out)
         training.run(out, on_progress, checkpoint_seconds)
     return training.finish(out, resumed_from)
@@ -139,20 +119,28 @@ class Training:
         loss: LossConfig,
         train: TrainConfig,
         targets: TargetStore | None,
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.student, self.tokenizer, self.train, self.targets = student, tokenizer, train, targets
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.objective = Objective(student.model, loss)
         self.parameters = student.trainable()
-        self.optimizer = _optimizer(self.parameters, train)
-        self.plan = StepPlan(tuple(len(row.ids) for row in train_rows), train)
+        self.optimizer = build_optimizer(self.parameters, train)
+        self.average = None if train.ema is None else Average(self.parameters, train.ema)
+        takes_packed = getattr(self.objective, "takes_packed", False)
+        self.parts = choose_parts(
+            student.model, train_rows, train, pad_id=self._pad_id, takes_packed=takes_packed
+        )
+        lengths = tuple(len(row.ids) for row in train_rows)
+        self.plan = StepPlan(lengths, train, self.parts, ranks)
         self.best: dict[str, Tensor] | None = None
         keys = [content_key(r.ids, r.loss_mask) for r in (*train_rows, *validation_rows)]
         # All or none: a mean over two kinds of loss would depend on who is in which batch.
         watched, names = keys[len(train_rows) :], [key.hex() for key in keys]
         self._watches_targets = targets is not None and all(key in targets for key in watched)
         settings = None if targets is None else targets.manifest
-        fingerprint = content_hash(train, loss, names, settings, _signature(student.model))
+        fingerprint = content_hash(train.learned, loss, names, settings, signature(student.model))
         self.state = TrainState(fingerprint=fingerprint)
 
     @property
@@ -161,14 +149,23 @@ class Training:
         return self.train.early_stopping and self.state.looks_without_best >= self.train.patience
 
     def resume(self, out: TrainPaths) -> int:
-        """Loads the last checkpoint, if there is one; returns its step."""
+        """Loads the last checkpoint, if there is one; returns its step.
+
+        Raises:
+            TrainError: If the processes do not start from the same place.
+        """
         checkpoint = latest_checkpoint(out.checkpoints)
         if checkpoint is not None:
             self.state, self.best = load_checkpoint(
-                checkpoint, self.state.fingerprint, self.parameters, self.optimizer
+                checkpoint,
+                self.state.fingerprint,
+                self.parameters,
+                self.optimizer,
+                self._averaged,
             )
             log.info("train: going on after step %d", self.state.step)
-        _keep_lines(out.metrics, self.state.step)
+        if len(set(self.ranks.gather((self.state.step, self.state.fingerprint)))) > 1:
+            raise TrainError("the processes read different weights, rows or checkpoints")
         return self.state.step
 
     def run(
@@ -176,7 +173,7 @@ class Training:
     ) -> None:
         """Steps, looks and checkpoints until the plan is done or nothing gets better."""
         saved_at, wait = time.monotonic(), checkpoint_seconds
-        with out.metrics.open("a", encoding="utf-8") as file:
+        with self._journal(out) as journal:
             while self.state.step < self.plan.num_steps and not self.stopped_early:
                 started = time.monotonic()
                 figures = self.step()
@@ -187,14 +184,19 @@ class Training:
                     figures |= self.look()
                 self._count(seconds=time.monotonic() - started)
                 figures = {"step": done, "seconds": round(self.state.seconds, 3), **figures}
-                file.write(json.dumps(figures) + "\n")
-                file.flush()
+                journal.write(figures)
                 if on_progress is not None:
                     on_progress(done, self.plan.num_steps, figures)
-                if time.monotonic() - saved_at >= wait and done < self.plan.num_steps:
+                is_time = time.monotonic() - saved_at >= wait and self.ranks.is_first
+                if is_time and done < self.plan.num_steps:
                     began = time.monotonic()
                     save_checkpoint(
-                        out.checkpoints, self.state, self.parameters, self.optimizer, self.best
+                        out.checkpoints,
+                        self.state,
+                        self.parameters,
+                        self.optimizer,
+                        self.best,
+                        self._averaged,
                     )
                     saved_at = time.monotonic()
                     if checkpoint_seconds > 0:
@@ -204,36 +206,37 @@ class Training:
         """One optimizer step; returns its figures.
 
         Raises:
-            TrainError: If the loss or the gradient is not finite. The weights are those
-                of the step before.
+            TrainError: If the loss or the gradient is not finite, or the loss jumps. The
+                weights are those of the step before.
         """
         started, step = time.monotonic(), self.state.step
-        micro_batches = self.plan.micro_batches(step)
-        rows = [row for batch in micro_batches for row in batch]
+        rows = self.plan.rows(step)
         num_loss = sum(num_loss_tokens(self.train_rows[row]) for row in rows)
         learning_rate = self.plan.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.student.model.train()
+        torch.manual_seed(self.ranks.seed(self.train.seed, step))
         sums = []
-        for batch in micro_batches:
+        for batch in self.plan.micro_batches(step):
             part = self._forward([self.train_rows[row] for row in batch])
             (part.loss / num_loss).backward()
             sums.append(part._replace(loss=part.loss.detach()))
+        self.ranks.add_gradients(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.train.max_grad_norm)
-        figures = {f"train/{k}": v for k, v in _means(sums, num_loss).items()}
+        means = self.ranks.total(_means(sums, num_loss))
+        figures = {f"train/{k}": v for k, v in means.items()}
         figures["train/grad_norm"] = norm.item()
-        if not all(map(math.isfinite, figures.values())):
-            raise TrainError(
-                f"step {step + 1}: loss {figures['train/loss_nats']}, gradient norm "
-                f"{figures['train/grad_norm']}; the training rows in it, counted from 0, are "
-                f"{', '.join(map(str, rows))}. Lower train.learning_rate (now "
-                f"{self.train.learning_rate:g}), or set train.precision: fp32"
-            )
+        losses = self.state.losses
+        check_step(figures, losses, rows, step=step + 1, train=self.train)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step)
         num_tokens = sum(len(self.train_rows[row].ids) for row in rows)
         self._count(step=1, num_tokens=num_tokens)
+        kept = remember(losses, figures["train/loss_nats"])
+        self.state = self.state.model_copy(update={"losses": kept})
         figures |= {
             "train/learning_rate": learning_rate,
             "train/num_loss_tokens": num_loss,
@@ -246,10 +249,16 @@ class Training:
     def look(self) -> Figures:
         """The loss on the validation rows; remembers the weights when it is the lowest."""
         self.student.model.eval()
-        rows = sorted(self.validation_rows, key=lambda row: len(row.ids))
-        size = self.train.micro_batch_size or self.train.batch_size
-        sums = [self._forward(rows[i : i + size]) for i in range(0, len(rows), size)]
-        means = _means(sums, sum(map(num_loss_tokens, rows)))
+        rows, parts = self.validation_rows, self.parts
+        if parts.max_tokens is None:
+            parts = replace(parts, max_rows=parts.max_rows or self.train.batch_size)
+        lengths = [len(row.ids) for row in rows]
+        mine = self.ranks.share(range(len(rows)), lengths)
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            sums = [
+                self._forward([rows[place] for place in part]) for part in parts.cut(mine, lengths)
+            ]
+        means = self.ranks.total(_means(sums, sum(map(num_loss_tokens, rows))))
         found = means["loss_nats"]
         if not math.isfinite(found):
             raise TrainError(
@@ -257,7 +266,7 @@ class Training:
                 f"train.learning_rate (now {self.train.learning_rate:g})"
             )
         if self.state.best_loss is None or found < self.state.best_loss:
-            self.best = copy_weights(self.parameters)
+            self.best = self._averaged_copy()
             news = {"best_loss": found, "best_step": self.state.step, "looks_without_best": 0}
         else:
             news = {"looks_without_best": self.state.looks_without_best + 1}
@@ -265,17 +274,16 @@ class Training:
         return {f"validation/{key}": value for key, value in means.items()}
 
     def finish(self, out: TrainPaths, resumed_from: int) -> TrainResult:
-        """Saves the best weights as a plain model and removes the checkpoints."""
+        """Saves the best weights as a plain model; the first process does."""
         state = self.state
-        if self.best is not None:
-            put_weights(self.parameters, self.best)
+        peak = sum(self.ranks.gather(peak_memory_bytes()))
+        if self.best is not None or self.average is not None:
+            put_weights(self.parameters, self.best or self._averaged_copy())
         num_trainable = sum(p.numel() for p in self.parameters.values())
+        attend_as_before(self.student.model)
         model = merged(self.student).eval()
-        save_model(model, self.tokenizer, out.model)
-        while (checkpoint := latest_checkpoint(out.checkpoints)) is not None:
-            for file in checkpoint.iterdir():
-                file.unlink()
-            checkpoint.rmdir()
+        if self.ranks.is_first:
+            save_model(model, self.tokenizer, out.model)
         return TrainResult(
             steps=state.step,
             num_steps=self.plan.num_steps,
@@ -287,20 +295,22 @@ class Training:
             num_parameters=sum(p.numel() for p in model.parameters()),
             num_trainable=num_trainable,
             precision=self.student.precision,
-            peak_memory_bytes=peak_memory_bytes(),
+            packed=self.parts.packed,
+            peak_memory_bytes=peak,
             resumed_from=resumed_from,
         )
 
     def _forward(self, rows: Sequence[Rendered]) -> LossSums:
-        batch = collate(rows, pad_id=self._pad_id)
-        device = self.student.device
-        right_padded = bool((batch.attention_BT[:, 1:] <= batch.attention_BT[:, :-1]).all())
+        batch, device = self.parts.tensors(rows), self.student.device
+        # Padding stands on the right, where causal attention never looks: no mask is needed.
+        positions = {"position_BT": batch.position_BT.to(device)} if self.parts.packed else {}
         with self.student.computing():
             return self.objective(
                 batch.ids_BT.to(device),
                 batch.loss_mask_BT.to(device),
-                None if right_padded else batch.attention_BT.to(device),
+                None,
                 self._targets(rows),
+                **positions,
             )
 
     def _targets(self, rows: Sequence[Rendered]) -> TeacherTargets | None:
@@ -319,6 +329,27 @@ class Training:
         pad = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad is None else pad
 
+    def _journal(self, out: TrainPaths) -> Journal:
+        """Where figures go; only the first process has any."""
+        if not self.ranks.is_first:
+            return Journal(None, self.state.step)
+        tell = out.metrics.parent.name, self.state.fingerprint, self.train.learned
+        trackers = [open_tracker(kind, *tell) for kind in self.train.track]
+        return Journal(out.metrics, self.state.step, trackers)
+
+    @property
+    def _averaged(self) -> dict[str, Tensor] | None:
+        return None if self.average is None else self.average.values
+
+    def _averaged_copy(self) -> dict[str, Tensor]:
+        """The weights as they are judged and saved: averaged with `train.ema`."""
+        if self.average is None:
+            return copy_weights(self.parameters)
+        return {
+            name: self.average.values[name].to("cpu", p.dtype, copy=True)
+            for name, p in self.parameters.items()
+        }
+
     def _count(self, **more: float) -> None:
         added = {name: getattr(self.state, name) + value for name, value in more.items()}
         self.state = self.state.model_copy(update=added)
@@ -333,43 +364,9 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _check(
-    model: Any,
-    train_rows: Sequence[Rendered],
-    validation_rows: Sequence[Rendered],
-    loss: LossConfig,
-    train: TrainConfig,
-    targets: TargetStore | None,
-) -> TargetStore | None:
-    longest = getattr(model.config, "max_position_embeddings", None) or train.max_tokens
-    for rows, what in ((train_rows, "training"), (validation_rows, "validation")):
-        check_rows(rows, max_tokens=min(train.max_tokens, longest), what=what)
-    if loss.kind == "sft":
-        return None
-    if targets is None:
-        raise DataError(f"loss.kind: {loss.kind} needs the teacher's probabilities: potstill score")
-    missing = sum(content_key(row.ids, row.loss_mask) not in targets for row in train_rows)
-    if missing:
-        raise DataError(
-            f"{targets.path} has no probabilities for {missing:,} of {len(train_rows):,} "
-            f"training rows; score again: potstill score"
-        )
-    return targets
-
-
-def _optimizer(parameters: dict[str, nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": train.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, fused=fused)
-
-
 def _means(sums: Sequence[LossSums], num_loss: int) -> dict[str, float]:
+    if not sums:
+        return {}
     means = {
         "loss_nats": sum(part.loss.item() for part in sums) / num_loss,
         "sft_nats": sum(part.sft.item() for part in sums) / num_loss,
@@ -377,21 +374,3 @@ def _means(sums: Sequence[LossSums], num_loss: int) -> dict[str, float]:
     if all(part.divergence is not None for part in sums):
         means[f"{sums[0].name}_nats"] = sum(part.divergence.item() for part in sums) / num_loss
     return means
-
-
-def _signature(model: nn.Module) -> list[Any]:
-    """Names, shapes and a few values of the weights: tells students apart without reading all."""
-    return [
-        (name, tuple(p.shape), str(p.dtype), p.detach().flatten()[:8].tolist())
-        for name, p in model.named_parameters()
-    ]
-
-
-def _keep_lines(path: Path, step: int) -> None:
-    """Drops the figures of steps that will be done again."""
-    kept = []
-    if path.exists() and step > 0:
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-    write_text(path, "".join(kept))

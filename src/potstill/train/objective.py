@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from potstill.config import LossConfig
 from potstill.errors import TrainError
 from potstill.models.longrope import hidden_states
+from potstill.models.packed import packed_states
 from potstill.train.fused import head_loss
 from potstill.train.head import head_of
 from potstill.train.targets import Sampled, Target
@@ -47,6 +48,9 @@ class TeacherTargets(NamedTuple):
 class Objective(nn.Module):
     """The training loss of one model."""
 
+    takes_packed = True
+    """Whether `forward` takes the positions of packed documents."""
+
     def __init__(self, model: nn.Module, loss: LossConfig):
         super().__init__()
         self.model = model
@@ -58,25 +62,23 @@ class Objective(nn.Module):
         loss_mask_BT: Tensor,
         attention_BT: Tensor | None,
         targets: TeacherTargets | None,
+        position_BT: Tensor | None = None,
     ) -> LossSums:
         """Summed losses of one batch.
 
         Args:
             attention_BT: None where all padding stands on the right: causal attention
                 never looks there, and attention without a mask is a tenth faster.
+            position_BT: Positions of documents packed one behind the other in one row, each
+                from 0; None where every row is one document.
         """
-        # The last token predicts nothing: it is never an input.
-        is_label_BT = loss_mask_BT[:, 1:].bool()
-        hidden_BTH = hidden_states(
-            self.model,
-            ids_BT[:, :-1],
-            is_label_BT,
-            None if attention_BT is None else attention_BT[:, :-1],
+        hidden_NH, labels_N = states_at_labels(
+            self.model, ids_BT, loss_mask_BT, attention_BT, position_BT
         )
         found = head_loss(
-            hidden_BTH[is_label_BT],
+            hidden_NH,
             head_of(self.model),
-            ids_BT[:, 1:][is_label_BT],
+            labels_N,
             self.loss,
             None if targets is None else targets.target,
             num_shared=None if targets is None else targets.num_shared,
@@ -86,6 +88,31 @@ class Objective(nn.Module):
             return LossSums(found.total, sft, None)
         name = divergence_name(self.loss, targets.target)
         return LossSums(found.total, sft, found.divergence_N.sum(), name)
+
+
+def states_at_labels(
+    model: nn.Module,
+    ids_BT: Tensor,
+    loss_mask_BT: Tensor,
+    attention_BT: Tensor | None = None,
+    position_BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [N, H] that predict the labels, and the labels [N], row by row.
+
+    The last token of a document predicts nothing: it is never an input. So a packed document
+    goes through the very computation that it would go through alone.
+    """
+    is_label_BT = loss_mask_BT[:, 1:].bool()
+    if position_BT is None:
+        attention_BT = None if attention_BT is None else attention_BT[:, :-1]
+        hidden_BTH = hidden_states(model, ids_BT[:, :-1], is_label_BT, attention_BT)
+        return hidden_BTH[is_label_BT], ids_BT[:, 1:][is_label_BT]
+    goes_on_BT = position_BT[:, 1:] != 0
+    hidden_1TH = packed_states(
+        model, ids_BT[:, :-1][goes_on_BT][None], position_BT[:, :-1][goes_on_BT][None]
+    )
+    is_label_T = is_label_BT[goes_on_BT]
+    return hidden_1TH[0, is_label_T], ids_BT[:, 1:][goes_on_BT][is_label_T]
 
 
 def divergence_name(loss: LossConfig, target: Target) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from potstill.config import TrainConfig
+from potstill.config import LossConfig, TrainConfig
 from potstill.data.batch import plan_batches
 from potstill.data.render import Rendered
 from potstill.errors import DataError
+from potstill.targets.store import TargetStore, content_key
+from potstill.train.packing import PADDED, Parts
+from potstill.train.ranks import ALONE, Ranks
 
 
 def num_loss_tokens(row: Rendered) -> int:
@@ -44,12 +48,43 @@ def check_rows(rows: Sequence[Rendered], *, max_tokens: int, what: str) -> None:
         raise DataError(f"{what} rows counted from 0: " + "; ".join(problems))
 
 
+def check_inputs(
+    model: Any,
+    train_rows: Sequence[Rendered],
+    validation_rows: Sequence[Rendered],
+    loss: LossConfig,
+    train: TrainConfig,
+    targets: TargetStore | None,
+) -> TargetStore | None:
+    """Refuses what cannot be trained on; returns the targets where the loss uses them.
+
+    Raises:
+        DataError: If rows are empty, too long or without targets.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None) or train.max_tokens
+    for rows, what in ((train_rows, "training"), (validation_rows, "validation")):
+        check_rows(rows, max_tokens=min(train.max_tokens, longest), what=what)
+    if loss.kind == "sft":
+        return None
+    if targets is None:
+        raise DataError(f"loss.kind: {loss.kind} needs the teacher's probabilities: potstill score")
+    missing = sum(content_key(row.ids, row.loss_mask) not in targets for row in train_rows)
+    if missing:
+        raise DataError(
+            f"{targets.path} has no probabilities for {missing:,} of {len(train_rows):,} "
+            f"training rows; score again: potstill score"
+        )
+    return targets
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """The rows of every optimizer step. The same for one config and one list of rows."""
 
     lengths: tuple[int, ...]
     train: TrainConfig
+    parts: Parts = PADDED
+    ranks: Ranks = ALONE
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,12 +107,8 @@ class StepPlan:
         return list(self._epoch(epoch)[place])
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """The same rows in the parts that are computed at once, neighbours of like length."""
-        rows = self.rows(step)
-        size = self.train.micro_batch_size or len(rows)
-        if size < len(rows):
-            rows.sort(key=lambda row: self.lengths[row])
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        """This process's rows of a step, in the parts that are computed at once."""
+        return self.parts.cut(self.ranks.share(self.rows(step), self.lengths), self.lengths)
 
     def learning_rate(self, step: int) -> float:
         """Warm-up to the peak, then constant, a line, or half a cosine towards 0."""
@@ -100,7 +131,11 @@ class StepPlan:
             known[epoch] = [
                 list(batch)
                 for batch in plan_batches(
-                    list(self.lengths), self.train.batch_size, seed=self.train.seed, epoch=epoch
+                    list(self.lengths),
+                    self.train.batch_size,
+                    seed=self.train.seed,
+                    epoch=epoch,
+                    by_length=self.train.order == "by_length",
                 )
             ]
         return known[epoch]

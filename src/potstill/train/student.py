@@ -149,6 +149,14 @@ def save_model(model: nn.Module, tokenizer: Any, out: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def signature(model: nn.Module) -> list[Any]:
+    """Names, shapes and a few values of the weights: tells students apart without reading all."""
+    return [
+        (name, tuple(p.shape), str(p.dtype), p.detach().flatten()[:8].tolist())
+        for name, p in model.named_parameters()
+    ]
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The layers of a model, in order."""
     return getattr(model.base_model, layers_name(model))
