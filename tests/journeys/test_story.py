@@ -106,10 +106,18 @@ def test_probabilities_kept_while_answering_are_those_that_scoring_finds(place):
     score(teacher, rows, place / "scored", k=8, temperature=2.0,
           student_vocab_fingerprint=prints["vocab_fingerprint"])  # fmt: skip
     ours, theirs = (TargetStore(path, **prints) for path in (run.targets, place / "scored"))
-    for row in rows:
-        key = content_key(row.ids, row.loss_mask)
-        (_, kept), (_, scored) = ours.lookup(key), theirs.lookup(key)
-        np.testing.assert_allclose(np.exp(kept), np.exp(scored), atol=0.02)  # may be bfloat16
+
+    def dense(store, row):
+        ids_NK, logprobs_NK = store.lookup(content_key(row.ids, row.loss_mask))
+        found_NV = np.zeros((len(ids_NK), len(tokenizer)))
+        np.put_along_axis(found_NV, ids_NK, np.exp(logprobs_NK), axis=-1)
+        return found_NV
+
+    for row in rows:  # may be bfloat16, and then the eighth may be another token
+        found, wanted = dense(ours, row), dense(theirs, row)
+        both = (found > 0) & (wanted > 0)
+        assert both.sum() > 0.8 * (wanted > 0).sum()
+        np.testing.assert_allclose(found[both], wanted[both], atol=0.05)
 
 
 def test_two_processes_learn_what_one_learns(place):

@@ -18,10 +18,10 @@ from potstill.config import GenerationConfig, PriceConfig
 from potstill.errors import ConfigError, PotstillError, TeacherError, TeacherRefused
 from potstill.rundir import LedgerDir
 from potstill.tasks import get_task
-from potstill.teach.asker import Asker, Place
+from potstill.teach.asker import Asker
 from potstill.teach.generate import generate
 from potstill.teach.ledger import Ledger
-from potstill.teach.requests import seed_of
+from potstill.teach.requests import Place, seed_of
 from potstill.types import Message, Record
 
 QA = get_task("qa")
@@ -160,6 +160,42 @@ def test_the_teacher_sees_its_own_earlier_answers(tmp_path):
     again = FakeTeacher()
     ask(again, [TALK], out, task=get_task("conversation"))
     assert not again.asked
+
+
+def test_a_conversation_goes_on_after_the_turn_that_was_answered(tmp_path):
+    out = tmp_path / "answers"
+    first = FakeTeacher(
+        lambda record, sampling: "one" if len(record.messages) == 2 else TeacherError("no")
+    )
+    ask(first, [TALK], out, task=get_task("conversation"), min_success_ratio=0)
+    again = FakeTeacher()
+    counts = ask(again, [TALK], out, task=get_task("conversation"))
+    assert [m.content for m in again.asked[0].messages] == ["Be kind.", "one", "one", "two"]
+    assert (counts.answered, counts.reused, len(again.asked)) == (2, 1, 1)
+
+
+class Counted(Ledger):
+    """Counts what is looked for one by one."""
+
+    num_looked = 0
+
+    def answer(self, key):
+        self.num_looked += 1
+        return super().answer(key)
+
+
+def test_what_is_known_to_be_new_is_not_looked_for_once_more(tmp_path):
+    """Each look takes longer than handing an answer over to be written."""
+
+    async def main():
+        with Counted(tmp_path / "a") as ledger:
+            ledger.begin("train")
+            config = GenerationConfig(pilot=0)
+            asker = Asker(FakeTeacher(), QA, config, ledger, 600, 0, lambda state: None)
+            await asker.ask_all(Place(n, record, 0) for n, record in enumerate(prompts(600)))
+            return asker.tally.answered, ledger.num_looked
+
+    assert asyncio.run(main()) == (600, 0)
 
 
 def test_turns_after_a_failed_turn_count_as_failed(tmp_path):

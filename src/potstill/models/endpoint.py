@@ -18,12 +18,15 @@ from potstill.models.chat_format import Answer, NotAnAnswer, declined, read_json
 from potstill.models.client import Client, Request
 from potstill.models.fingerprint import request_fingerprint
 from potstill.models.secret import Key
+from potstill.models.sweeping import not_swept
 from potstill.models.transport import Reply
+from potstill.models.turns import Turns
 from potstill.models.wire import open_wire
 from potstill.types import Message, Record, Response, Sampling
 
 _LONGEST_ERROR = 4096
 _LONG_BODY_BYTES = 2**16
+_VERY_LONG_BODY_BYTES = 2**21
 
 
 class EndpointModel:
@@ -61,6 +64,7 @@ class EndpointModel:
         self.price = price
         self._key = Key(key)
         self._client = Client(self._wire, self._key, **settings)
+        self._turns = Turns()
         self.max_in_flight = self._client.max_in_flight
 
     def __repr__(self) -> str:
@@ -160,9 +164,12 @@ class EndpointModel:
         await self.prepare()
         self.refuse_what_it_cannot(sampling)
         answer, reply = await self._ask(record.messages, sampling)
-        response = self.response_to(record, sampling, answer, turn=turn, sample=sample)
-        update = {"seconds": reply.seconds, "num_unread": reply.num_unread}
-        return response.model_copy(update=update)
+        response = self.response_to(
+            record, sampling, answer, turn=turn, sample=sample, seconds=reply.seconds
+        )
+        if not reply.num_unread:
+            return response
+        return response.model_copy(update={"num_unread": reply.num_unread})
 
     def refuse_what_it_cannot(self, sampling: Sampling) -> None:
         """Raises TeacherRefused where its API never answers what is asked."""
@@ -186,11 +193,13 @@ class EndpointModel:
         *,
         turn: int = 0,
         sample: int = 0,
+        seconds: float = 0.0,
         price_share: float = 1.0,
     ) -> Response:
-        """An answer as the response to a record, without the time that it took.
+        """An answer as the response to a record.
 
         Args:
+            seconds: How long it took.
             price_share: What its tokens cost, as a share of the price.
 
         Raises:
@@ -212,6 +221,7 @@ class EndpointModel:
             finish_reason=answer.finish_reason,
             num_prompt_tokens=answer.num_prompt_tokens,
             num_new_tokens=answer.num_new_tokens,
+            seconds=seconds,
             cost=self._cost(answer, price_share),
             model=self.model or self.name,
             fingerprint=request_fingerprint(self.identity, record.messages, sampling),
@@ -248,12 +258,22 @@ class EndpointModel:
         return answer, reply
 
     async def _read(self, data: bytes, top_logprobs: int) -> Answer:
-        """The answer in a body; a long one is read in a thread, so that others are not kept up."""
+        """The answer in a body; whoever else wants the event loop waits for one long body at most.
+
+        A thread would not help: it takes the interpreter's lock whenever the loop lets go of it,
+        which is at every socket, and keeps it for milliseconds each time.
+        """
 
         def read() -> Answer:
-            return self._wire.read(read_json(data), top_logprobs=top_logprobs)
+            with not_swept():
+                return self._wire.read(read_json(data), top_logprobs=top_logprobs)
 
-        return await asyncio.to_thread(read) if len(data) > _LONG_BODY_BYTES else read()
+        if len(data) <= _LONG_BODY_BYTES:
+            return self._wire.read(read_json(data), top_logprobs=top_logprobs)
+        if len(data) > _VERY_LONG_BODY_BYTES:  # rare, and a tenth of a second of work
+            return await asyncio.to_thread(read)
+        async with self._turns.next():
+            return read()
 
     def _cost(self, answer: Answer, price_share: float) -> float | None:
         if self.price is None or not answer.has_usage:

@@ -13,6 +13,7 @@ from potstill.types import Message, Record, Sampling
 _VERSION = 1
 _BLOCK = 65_536
 _NUM_BLOCKS = 64
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
 
 
 def request_fingerprint(identity: str, messages: Sequence[Message], sampling: Sampling) -> str:
@@ -28,8 +29,7 @@ def request_fingerprint(identity: str, messages: Sequence[Message], sampling: Sa
         "messages": [[message.role, message.content] for message in messages],
         "sampling": sampling.model_dump(mode="json"),
     }
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:32]
 
 
 def identity_of(model: ChatModel) -> str:

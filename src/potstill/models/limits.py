@@ -9,22 +9,21 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 _MINUTE = 60.0
-_HEADERS = {
-    "requests": (
-        "x-ratelimit-{}-requests",
-        "anthropic-ratelimit-requests-{}",
-    ),
-    "tokens": (
-        "x-ratelimit-{}-tokens",
-        "anthropic-ratelimit-tokens-{}",
-    ),
+_PATTERNS = {
+    "requests": ("x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}"),
+    "tokens": ("x-ratelimit-{}-tokens", "anthropic-ratelimit-tokens-{}"),
     "input_tokens": ("anthropic-ratelimit-input-tokens-{}",),
     "output_tokens": ("anthropic-ratelimit-output-tokens-{}",),
 }
+_HEADERS = {
+    kind: [[pattern.format(word) for word in ("limit", "remaining", "reset")] for pattern in some]
+    for kind, some in _PATTERNS.items()
+}
+"""What is limited -> the names of its headers in the manner of each provider."""
 KINDS = tuple(_HEADERS)
 """What endpoints limit: requests, all tokens, those of prompts, those of answers."""
 
-_APART = tuple(_HEADERS[kind][0].format("limit") for kind in ("input_tokens", "output_tokens"))
+_APART = tuple(_HEADERS[kind][0][0] for kind in ("input_tokens", "output_tokens"))
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": _MINUTE, "s": 1.0, "ms": 0.001}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[dhms])")
@@ -122,13 +121,14 @@ def told_allowance(headers: Mapping[str, str], kind: str, wall_clock: float) -> 
     """
     if kind == "tokens" and any(name in headers for name in _APART):
         return None
-    for pattern in _HEADERS[kind]:
-        limit = _count(headers.get(pattern.format("limit")))
+    for of_limit, of_remaining, of_reset in _HEADERS[kind]:
+        text = headers.get(of_limit)
+        limit = _count(text) if text else None  # most endpoints tell none, at every reply
         if limit is None or limit < 1:
             continue
-        remaining = _count(headers.get(pattern.format("remaining")))
+        remaining = _count(headers.get(of_remaining))
         remaining = limit if remaining is None else min(remaining, limit)
-        reset = seconds_until(headers.get(pattern.format("reset"), ""), wall_clock)
+        reset = seconds_until(headers.get(of_reset, ""), wall_clock)
         period = _MINUTE
         if reset is not None and reset > 1.1 * _MINUTE:
             return None

@@ -12,8 +12,10 @@ Shape letters of this file:
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ FLOOR = -60.0
 
 _ID_PREFIX = "token_id:"
 _UNTOLD_16 = 0xFFFF
+_LOGPROB = operator.itemgetter("logprob")
+_NUMBERS = (int, float)
 
 
 class LogprobArrays(NamedTuple):
@@ -66,16 +70,19 @@ def read_logprobs(tree: Any, k: int, *, mode: str | None = None) -> Logprobs | N
     content = tree.get("content") if isinstance(tree, dict) else None
     if not content:
         return None
-    table: dict[bytes, int] = {}
-    id_of = _reader(content[0], table)
-    sampled = [id_of(position) for position in content]
+    # A token that is new gets the next number.
+    table: defaultdict[bytes, int] = defaultdict()
+    table.default_factory = table.__len__
+    ids_of = _reader(content[0], table)
+    sampled = ids_of(content)
     rows = [_ranked(position.get("top_logprobs") or (), k) for position in content]
+    told = list(itertools.chain.from_iterable(rows))
     ids_NK = np.full((len(rows), k), -1, "<i4")
     logprobs_NK = np.full((len(rows), k), -np.inf)
     lengths = np.array([len(row) for row in rows])
     is_told_NK = np.arange(k) < lengths[:, None]
-    ids_NK[is_told_NK] = [id_of(entry) for row in rows for entry in row]
-    logprobs_NK[is_told_NK] = [entry["logprob"] for row in rows for entry in row]
+    ids_NK[is_told_NK] = ids_of(told)
+    logprobs_NK[is_told_NK] = list(map(_LOGPROB, told))
     np.clip(logprobs_NK, FLOOR, 0.0, out=logprobs_NK, where=is_told_NK)
     tail_N = np.clip(1.0 - np.exp(logprobs_NK).sum(-1), 0.0, 1.0)
     arrays = LogprobArrays(np.array(sampled, "<i4"), ids_NK, logprobs_NK, tail_N)
@@ -128,22 +135,24 @@ def num_told(logprobs: Logprobs | None) -> int:
     return 0 if logprobs is None else int((logprob_arrays(logprobs).ids_NK >= 0).sum(-1).max())
 
 
-def _reader(first: dict[str, Any], table: dict[bytes, int]) -> Callable[[dict[str, Any]], int]:
-    """What finds the number of an entry's token, in the manner of the answer's first entry."""
+def _reader(
+    first: dict[str, Any], table: defaultdict[bytes, int]
+) -> Callable[[Iterable[dict[str, Any]]], list[int]]:
+    """What finds the numbers of entries' tokens, in the manner of the answer's first entry."""
     if isinstance(first.get("id"), int):
-        return operator.itemgetter("id")
+        id_of = operator.itemgetter("id")
+        return lambda entries: list(map(id_of, entries))
     if first["token"].startswith(_ID_PREFIX):
-        return lambda entry: int(entry["token"].removeprefix(_ID_PREFIX))
-
-    def place_in_table(entry: dict[str, Any]) -> int:
-        data = entry.get("bytes")
-        token = bytes(data) if isinstance(data, list) else entry["token"].encode()
-        return table.setdefault(token, len(table))
-
-    return place_in_table
+        return lambda entries: [int(entry["token"].removeprefix(_ID_PREFIX)) for entry in entries]
+    return lambda entries: [table[_token_bytes(entry)] for entry in entries]
 
 
-def _ranked(entries: Any, k: int) -> list[dict[str, Any]]:
-    told = [entry for entry in entries if isinstance(entry["logprob"], int | float)]
-    told.sort(key=operator.itemgetter("logprob"), reverse=True)
+def _token_bytes(entry: dict[str, Any]) -> bytes:
+    data = entry.get("bytes")
+    return bytes(data) if isinstance(data, list) else entry["token"].encode()
+
+
+def _ranked(entries: Sequence[dict[str, Any]], k: int) -> list[dict[str, Any]]:
+    told = [entry for entry in entries if isinstance(entry["logprob"], _NUMBERS)]
+    told.sort(key=_LOGPROB, reverse=True)
     return told[:k]

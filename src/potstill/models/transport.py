@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -70,14 +70,25 @@ class Transport:
             TeacherError: If the body is too long; asking again would bring the same.
             aiohttp.ClientError, TimeoutError, OSError: If nothing whole came back.
         """
+        if isinstance(data, Path):
+            with data.open("rb") as file:
+                return await self._exchange(method, url, headers, file, save_to, seconds)
+        return await self._exchange(method, url, headers, data, save_to, seconds)
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | BinaryIO | None,
+        save_to: Path | None,
+        seconds: float | None,
+    ) -> Reply:
         started = self._clock()
         limit = {"timeout": aiohttp.ClientTimeout(total=seconds)} if seconds else {}
-        async with contextlib.AsyncExitStack() as stack:
-            body = stack.enter_context(data.open("rb")) if isinstance(data, Path) else data
-            asked = self._open_session().request(
-                method, url, data=body, headers=headers, allow_redirects=False, **limit
-            )
-            response = await stack.enter_async_context(asked)
+        async with self._open_session().request(
+            method, url, data=body, headers=headers, allow_redirects=False, **limit
+        ) as response:
             if save_to is not None and response.status == 200:
                 with save_to.open("wb") as file:
                     async for chunk in response.content.iter_chunked(2**16):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable, Iterable
-from typing import NamedTuple
 
 from potstill.config import GenerationConfig, PriceConfig
 from potstill.errors import PotstillError, TeacherError
@@ -14,13 +13,14 @@ from potstill.models.failures import Failure, named, num_unread_of, reason_of
 from potstill.models.several import PassedOver, with_reserve
 from potstill.protocols import ChatModel, Task
 from potstill.teach.index import MOST_KEYS, State, Want
-from potstill.teach.ledger import MOST_TOGETHER, Ledger
+from potstill.teach.ledger import Ledger
 from potstill.teach.outcomes import cancelled, failed, fault_of, state_of
 from potstill.teach.progress import Asking, Meter
 from potstill.teach.prompts import split_answer
 from potstill.teach.purse import Purse
-from potstill.teach.requests import Chain, Request, Requests
+from potstill.teach.requests import Chain, Place, Request, Requests, Tried
 from potstill.teach.tally import Tally
+from potstill.teach.writer import MOST_TOGETHER
 from potstill.types import Record, Response
 
 DRAIN_SECONDS = 30.0
@@ -30,22 +30,6 @@ _NUM_EXAMPLES = 3
 _TELL_SECONDS = 0.1
 _TICK_SECONDS = 1.0
 """How often it is told how far the asking is while nothing comes."""
-
-
-class Place(NamedTuple):
-    """One sample of one record of the input."""
-
-    number: int
-    record: Record
-    sample: int
-
-
-class _Tried(NamedTuple):
-    """What one teacher said to a turn."""
-
-    request: Request
-    response: Response
-    is_reused: bool = False
 
 
 class Asker:
@@ -179,9 +163,12 @@ class Asker:
             missing, wants = [], []
             for chain in some:
                 state = found.get(chain.first.key, State.DEAD)
-                is_looked_at = self._pilot_faults is not None or self._several is not None
-                if state > State.CUT or len(chain.prompts) > 1 or is_looked_at:
+                if state > State.CUT:
                     missing.append(chain)
+                    continue
+                is_looked_at = self._pilot_faults is not None or self._several is not None
+                if len(chain.prompts) > 1 or is_looked_at:
+                    missing.append(chain._replace(is_begun=True))
                     continue
                 wants.append(Want(chain.number, chain.sample, 0, chain.first.key, state))
                 self.tally.reused_as(state)
@@ -214,14 +201,17 @@ class Asker:
         None where it was not asked: the run was stopped, or a batch will bring the answer.
         """
         requests = self._requests.next(chain, said)
-        kept = {r.key: found for r in requests if (found := self.ledger.answer(r.key))}
+        # What was just looked for in vain is not looked for again, one by one.
+        new = None if chain.is_begun or said else chain.first
+        known = (r.key for r in requests if r is not new)
+        kept = {key: found for key in known if (found := self.ledger.answer(key))}
         prompt = chain.prompts[len(said)]
         good = [r for r in requests if r.key in kept and self._will_do(prompt, kept[r.key])]
-        tried: list[_Tried] = []
+        tried: list[Tried] = []
         try:
             for request in good[:1] or requests:
                 if request.key in kept:
-                    tried.append(_Tried(request, kept[request.key], True))
+                    tried.append(Tried(request, kept[request.key], True))
                 elif not await self._ask(chain, request, tried, is_last=request is requests[-1]):
                     break
                 if tried and self._will_do(prompt, tried[-1].response):
@@ -237,7 +227,7 @@ class Asker:
         """Whether nobody else needs to be asked."""
         return self._several is None or self._several.will_do(prompt, response)
 
-    def _settle(self, chain: Chain, tried: list[_Tried]) -> Response | None:
+    def _settle(self, chain: Chain, tried: list[Tried]) -> Response | None:
         """Counts what a turn came to: the last answer, or the last failure where there is none."""
         if not tried:
             return None
@@ -251,7 +241,7 @@ class Asker:
         return response
 
     async def _ask(
-        self, chain: Chain, request: Request, tried: list[_Tried], *, is_last: bool
+        self, chain: Chain, request: Request, tried: list[Tried], *, is_last: bool
     ) -> bool:
         """Asks, and keeps the outcome in the ledger and in `tried`.
 
@@ -271,7 +261,7 @@ class Asker:
         except asyncio.CancelledError as error:
             stopped = failed(cancelled("the run ended before the answer came"))
             stopped = stopped.model_copy(update={"num_unread": num_unread_of(error)})
-            tried.append(_Tried(request, self._keep(chain, request, stopped)))
+            tried.append(Tried(request, self._keep(chain, request, stopped)))
             raise
         except PassedOver:
             self._give_back()
@@ -289,7 +279,7 @@ class Asker:
             response = response.model_copy(update={"num_unread": error.num_unread})
         finally:
             self.purse.settle(reserved, response)
-        tried.append(_Tried(request, self._keep(chain, request, response)))
+        tried.append(Tried(request, self._keep(chain, request, response)))
         return True
 
     async def _respond(self, chain: Chain, request: Request, is_last: bool) -> Response:

@@ -15,11 +15,13 @@ from typing import Literal
 from potstill.config import GenerationConfig
 from potstill.errors import ConfigError
 from potstill.models.several import SeveralTeachers
+from potstill.models.sweeping import seldom_swept
 from potstill.protocols import ChatModel, Task
 from potstill.rundir import JsonLines
-from potstill.teach.asker import Asker, Place
+from potstill.teach.asker import Asker
 from potstill.teach.ledger import Ledger
 from potstill.teach.progress import Asking
+from potstill.teach.requests import Place
 from potstill.teach.rounds import ask_in_batches
 from potstill.teach.spending import total
 from potstill.types import Noun, Record
@@ -130,7 +132,7 @@ async def generate(
     await _ready(teacher, config)
     if requested is None:
         requested = _num_prompts(records, task) * config.num_responses
-    with _ended_softly(), Ledger(out) as ledger:
+    with _ended_softly(), seldom_swept(), Ledger(out) as ledger:
         make = functools.partial(
             Asker, teacher, task, ledger=ledger, requested=requested, earlier=earlier,
             required_logprobs=required_logprobs, tell=_teller(on_progress, on_asking),

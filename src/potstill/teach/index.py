@@ -51,26 +51,28 @@ CREATE TABLE segments (             -- how much of each is in this index, and it
 CREATE TABLE money (cost REAL NOT NULL);
 INSERT INTO money VALUES (0.0);
 """
-# Many rows in one statement: the connection lets go of the interpreter's lock once for all of
-# them. Row by row it waits for the lock each time, behind everything else this process does.
+# Many rows in one statement, and all statements of a transaction in one script: the connection
+# lets go of the interpreter's lock once for each. Row by row, or with values that are bound, it
+# does so many times, and may wait for it each time behind everything else this process does.
 _SAVE = """
 INSERT INTO outcomes (key, state, segment, start, length, checksum)
-SELECT substr(?1, 24 * each.key + 1, 16), json_extract(each.value, '$[0]'),
+SELECT substr(given.keys, 24 * each.key + 1, 16), json_extract(each.value, '$[0]'),
        json_extract(each.value, '$[1]'), json_extract(each.value, '$[2]'),
-       json_extract(each.value, '$[3]'), substr(?1, 24 * each.key + 17, 8)
-FROM json_each(?2) AS each WHERE true
+       json_extract(each.value, '$[3]'), substr(given.keys, 24 * each.key + 17, 8)
+FROM (SELECT {keys} AS keys) AS given, json_each({rows}) AS each WHERE true
 ON CONFLICT (key) DO UPDATE SET state = excluded.state, segment = excluded.segment,
     start = excluded.start, length = excluded.length, checksum = excluded.checksum
 WHERE excluded.state <= 2 OR outcomes.state > 2
 """
 _WANT = """
 INSERT OR REPLACE INTO wanted (part, ask, key, record, sample, turn, state)
-SELECT ?3, ?4, substr(?1, 16 * each.key + 1, 16), json_extract(each.value, '$[0]'),
-       json_extract(each.value, '$[1]'), json_extract(each.value, '$[2]'),
-       json_extract(each.value, '$[3]')
-FROM json_each(?2) AS each
+SELECT {part}, {ask}, substr(given.keys, 16 * each.key + 1, 16),
+       json_extract(each.value, '$[0]'), json_extract(each.value, '$[1]'),
+       json_extract(each.value, '$[2]'), json_extract(each.value, '$[3]')
+FROM (SELECT {keys} AS keys) AS given, json_each({rows}) AS each
 """
-_KEEP_SEGMENT = "INSERT OR REPLACE INTO segments VALUES (?, ?, ?)"
+_KEEP_SEGMENT = "INSERT OR REPLACE INTO segments VALUES ({number}, {size}, {digest})"
+_SPEND = "UPDATE money SET cost = cost + {cost}"
 _UNWANT = """
 DELETE FROM wanted WHERE part = :part AND ask = :ask AND (
     record < :first OR record NOT IN (
@@ -160,17 +162,22 @@ class Index:
             segment: Number, size and hash of the segment that the outcomes are in.
             cost: What the outcomes cost.
         """
-        with self._transaction() as db:
-            if outcomes:
-                blob = b"".join(key + row.span.checksum for key, row in outcomes)
-                rows = [[row.state, *row.span[:3]] for _, row in outcomes]
-                db.execute(_SAVE, (blob, orjson.dumps(rows).decode()))
-                db.execute(_KEEP_SEGMENT, segment)
-                db.execute("UPDATE money SET cost = cost + ?", (cost,))
-            for some in wants:
-                blob = b"".join(want.key for want in some)
-                rows = [[want.record, want.sample, want.turn, want.state] for want in some]
-                db.execute(_WANT, (blob, orjson.dumps(rows).decode(), *asked))
+        statements = []
+        if outcomes:
+            keys = b"".join(key + row.span.checksum for key, row in outcomes)
+            rows = [[row.state, *row.span[:3]] for _, row in outcomes]
+            number, size, digest = segment
+            statements.append(_spelled(_SAVE, keys=keys, rows=rows))
+            statements.append(_spelled(_KEEP_SEGMENT, number=number, size=size, digest=digest))
+        if cost:
+            statements.append(_spelled(_SPEND, cost=cost))
+        for some in wants:
+            keys = b"".join(want.key for want in some)
+            rows = [[want.record, want.sample, want.turn, want.state] for want in some]
+            part, ask = asked
+            statements.append(_spelled(_WANT, keys=keys, rows=rows, part=part, ask=ask))
+        with self._lock, self._undone_on_failure():
+            self._db.executescript(";\n".join(["BEGIN IMMEDIATE", *statements, "COMMIT"]))
 
     def keep_segment(
         self, number: int, size: int, digest: bytes, lost: Sequence[bytes] = ()
@@ -183,7 +190,7 @@ class Index:
             for key in lost:
                 db.execute("DELETE FROM outcomes WHERE key = ?", (key,))
                 db.execute("UPDATE wanted SET state = ? WHERE key = ?", (State.LOST, key))
-            db.execute(_KEEP_SEGMENT, (number, size, digest))
+            db.execute(_spelled(_KEEP_SEGMENT, number=number, size=size, digest=digest))
 
     def begin(self, name: str, source: str, first: Sequence[bytes]) -> tuple[int, int, bool]:
         """A part is asked again, or anew. Returns its number, how many-th time, and whether anew.
@@ -304,15 +311,19 @@ class Index:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, self._undone_on_failure():
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            yield self._db
+            self._db.execute("COMMIT")
+
+    @contextlib.contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
 
 def open_index(path: Path) -> Index:
@@ -336,6 +347,19 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     return db
+
+
+def _spelled(statement: str, **values: bytes | float | Sequence[Sequence[int]]) -> str:
+    """A statement with its values written out: bytes, numbers, and rows of numbers as JSON."""
+    spelled = {}
+    for name, value in values.items():
+        if isinstance(value, bytes):
+            spelled[name] = f"x'{value.hex()}'"
+        elif isinstance(value, int | float):
+            spelled[name] = repr(value)
+        else:
+            spelled[name] = f"'{orjson.dumps(value).decode()}'"
+    return statement.format(**spelled)
 
 
 def _row(columns: Sequence[Any]) -> Row:

@@ -12,8 +12,6 @@ import contextlib
 import itertools
 import os
 import sqlite3
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,12 +22,8 @@ from potstill.teach.index import Row, State, Want, open_index
 from potstill.teach.outcomes import Inventory, key_of, line_of, response_of, state_of
 from potstill.teach.segments import MOST_BYTES, Segments
 from potstill.teach.spending import Spending, told, waste_of
+from potstill.teach.writer import MOST_TOGETHER, Item, Writer
 from potstill.types import Record, Response
-
-MOST_TOGETHER = 256
-"""Outcomes that are written together at most."""
-
-_GATHER_SECONDS = 0.05
 
 
 class Ledger:
@@ -63,11 +57,7 @@ class Ledger:
         self._segments = Segments(self.folder, write=write, sync=sync, most_bytes=most_bytes)
         self._asked: Sequence[int] = (0, 0)
         self._first = 0
-        self._queue: deque[_Item] = deque()
-        self._some, self._soon = threading.Event(), threading.Event()
-        self._is_closing = False
-        self._failure = ""
-        self._thread = threading.Thread(target=self._write_on, name="ledger", daemon=True)
+        self._writer = Writer(self._write)
 
     def __enter__(self) -> Ledger:
         with contextlib.ExitStack() as stack:
@@ -78,8 +68,8 @@ class Ledger:
                 self._recover()
             except (OSError, sqlite3.Error) as error:
                 raise PotstillError(self._unwritable(error)) from error
-            self._thread.start()
-            stack.callback(self._finish_writing)
+            self._writer.start()
+            stack.callback(self._writer.finish)
             self._stack = stack.pop_all()
         return self
 
@@ -97,8 +87,8 @@ class Ledger:
                 f"{self.folder.index} cannot be read: {error}; the same command makes it again "
                 f"from the answers beside it"
             ) from error
-        if error is None and self._failure:
-            raise PotstillError(self._failure)
+        if error is None and self._writer.failure:
+            raise PotstillError(self._writer.failure)
 
     @property
     def path(self) -> Path:
@@ -155,16 +145,18 @@ class Ledger:
         Raises:
             PotstillError: If the ledger cannot be written any more; the future has it too.
         """
-        if self._failure:
-            raise PotstillError(self._failure)
+        if self._writer.failure:
+            raise PotstillError(self._writer.failure)
         future = asyncio.get_running_loop().create_future()
-        self._append(_Item(future, response, record))
+        state = state_of(response)
+        want = Want(record, response.sample, response.turn, key_of(response), state)
+        self._writer.add(Item(future, line_of(response), want, response.cost or 0.0))
         return future
 
     def want(self, wants: Sequence[Want]) -> None:
         """Notes that the input wants outcomes that are there already."""
         if wants:
-            self._append(_Item(None, wants=wants))
+            self._writer.add(Item(None, wants=wants))
 
     async def flush(self) -> None:
         """Returns when everything is on the disk.
@@ -173,8 +165,7 @@ class Ledger:
             PotstillError: If it cannot be written.
         """
         future = asyncio.get_running_loop().create_future()
-        self._append(_Item(future))
-        self._soon.set()
+        self._writer.add(Item(future), at_once=True)
         await future
 
     def counts(self) -> dict[State, int]:
@@ -305,56 +296,27 @@ class Ledger:
             self._index.save(outcomes, [], self._asked, segment, cost)
         self._index.keep_segment(number, end, self._segments.digest_of(number, end))
 
-    # Writing, in a thread of its own
+    # Writing, in the writer's thread
 
-    def _append(self, item: _Item) -> None:
-        self._queue.append(item)
-        self._some.set()
-        if len(self._queue) >= MOST_TOGETHER:
-            self._soon.set()
-
-    def _write_on(self) -> None:
-        while not (self._is_closing and not self._queue):
-            self._some.wait()
-            self._soon.wait(_GATHER_SECONDS)
-            self._some.clear()
-            self._soon.clear()
-            items = [self._queue.popleft() for _ in range(len(self._queue))]
-            for start in range(0, len(items), MOST_TOGETHER):
-                some = items[start : start + MOST_TOGETHER]
-                if not self._failure:
-                    self._write(some)
-                _settle([item.future for item in some if item.future], self._failure)
-
-    def _write(self, items: Sequence[_Item]) -> None:
-        kept = [item for item in items if item.response is not None]
-        responses = [item.response for item in kept if item.response is not None]
+    def _write(self, items: Sequence[Item]) -> str:
+        """Puts items on the disk, all or none; returns why it could not."""
+        lines = [item.line for item in items if item.want]
+        wants = [item.want for item in items if item.want]
         try:
-            lines = [line_of(response) for response in responses]
             spans = self._segments.append(lines) if lines else []
             outcomes = [
-                (key_of(response), Row(state_of(response), span))
-                for response, span in zip(responses, spans, strict=True)
-            ]
-            wants = [
-                Want(item.record, response.sample, response.turn, key, row.state)
-                for item, response, (key, row) in zip(kept, responses, outcomes, strict=True)
+                (want.key, Row(want.state, span)) for want, span in zip(wants, spans, strict=True)
             ]
             segment = (self._segments.number, self._segments.size, self._segments.digest)
-            cost = sum(response.cost or 0.0 for response in responses)
+            cost = sum(item.cost for item in items)
             more = [item.wants for item in items if item.wants]
             self._index.save(outcomes, [wants, *more], self._asked, segment, cost)
         except (OSError, sqlite3.Error) as error:
-            self._failure = self._unwritable(error)
+            return self._unwritable(error)
         except Exception as error:
             # A fault of ours ends the run in the same order; in a thread nobody would see it.
-            self._failure = f"{self.path} was not written: {error!r}"
-
-    def _finish_writing(self) -> None:
-        self._is_closing = True
-        self._some.set()
-        self._soon.set()
-        self._thread.join()
+            return f"{self.path} was not written: {error!r}"
+        return ""
 
     def _unwritable(self, error: Exception) -> str:
         reason = (isinstance(error, OSError) and error.strerror) or error
@@ -362,36 +324,3 @@ class Ledger:
             f"{self.path} cannot be written: {reason}; the answers in it are safe. Make room and "
             f"run the same command again"
         )
-
-
-class _Item:
-    """Something for the writer: an outcome, wishes, or only somebody who waits for it."""
-
-    __slots__ = ("future", "record", "response", "wants")
-
-    def __init__(
-        self,
-        future: asyncio.Future[None] | None,
-        response: Response | None = None,
-        record: int = 0,
-        wants: Sequence[Want] = (),
-    ):
-        self.future, self.response, self.record, self.wants = future, response, record, wants
-
-
-def _settle(futures: Sequence[asyncio.Future[None]], failure: str) -> None:
-    """Tells those who wait, in their own thread."""
-
-    def tell() -> None:
-        for future in futures:
-            if future.done():  # whoever waited has given up
-                continue
-            if failure:
-                future.set_exception(PotstillError(failure))
-                future.exception()  # seen, also where nobody asks: flush and close say it too
-            else:
-                future.set_result(None)
-
-    if futures:
-        with contextlib.suppress(RuntimeError):  # nobody is left to be told: the loop has ended
-            futures[0].get_loop().call_soon_threadsafe(tell)

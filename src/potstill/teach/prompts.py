@@ -99,6 +99,8 @@ def split_reasoning(text: str) -> tuple[str, str]:
 
     A thought that was never closed has no answer after it.
     """
+    if "<" not in text:
+        return "", text  # most answers, and the search below reads them to their end
     match = _THOUGHT.match(text)
     if match:
         return match.group(1).strip(), text[match.end() :].strip()

@@ -12,7 +12,7 @@ from potstill.models.several import Member, asked_in_order
 from potstill.protocols import ChatModel, Task
 from potstill.teach.outcomes import request_key
 from potstill.teach.prompts import teacher_prompt
-from potstill.types import Message, Record, Sampling
+from potstill.types import Message, Record, Response, Sampling
 
 
 class Request(NamedTuple):
@@ -27,6 +27,14 @@ class Request(NamedTuple):
     """Names it in the ledger."""
 
 
+class Place(NamedTuple):
+    """One sample of one record of the input."""
+
+    number: int
+    record: Record
+    sample: int
+
+
 class Chain(NamedTuple):
     """One sample of one record: its prompts are asked in order."""
 
@@ -37,6 +45,16 @@ class Chain(NamedTuple):
     record_id: str
     prompts: tuple[Record, ...]
     first: Request
+    is_begun: bool = False
+    """The ledger has the answer to the first."""
+
+
+class Tried(NamedTuple):
+    """What one teacher said to a turn."""
+
+    request: Request
+    response: Response
+    is_reused: bool = False
 
 
 class Requests:

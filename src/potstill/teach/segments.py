@@ -80,9 +80,9 @@ class Segments:
             self._end_segment()
         if self._file is None:
             self._file = self._open_for_writing()
-        start = self.size
+        start, block = self.size, b"".join(lines)
         try:
-            data = memoryview(b"".join(lines))
+            data = memoryview(block)
             while data:
                 data = data[self._write(self._file, data) :]
             self._sync(self._file)
@@ -93,7 +93,7 @@ class Segments:
         for line in lines:
             spans.append(Span(self.number, self.size, len(line), checksum(line)))
             self.size += len(line)
-            self._hash.update(line)
+        self._hash.update(block)
         return spans
 
     def read(self, span: Span) -> bytes | None:

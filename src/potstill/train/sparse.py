@@ -34,16 +34,16 @@ def topk(
 
     Args:
         logits_NV: The student's, already divided by the temperature.
-        target: Ids distinct along K, below V.
+        target: Ids below V; distinct along K but for places without a token.
     """
     ids_NK, K = target.ids_NK, target.ids_NK.shape[-1]
     is_known_NK = target.logprobs_NK > -torch.inf
-    kept_NK = logits_NV.gather(-1, ids_NK).masked_fill_(~is_known_NK, ABSENT)
+    kept_NK = logits_NV.gather(-1, ids_NK).masked_fill(~is_known_NK, ABSENT)
     label_N1 = logits_NV.gather(-1, labels_N[:, None])
     log_p_NO = target.logprobs_NK.to(logits_NV.dtype)
     lse_N1 = kept_NK.logsumexp(-1, keepdim=True)
     log_q_NO, tail_NV, mass_N1 = kept_NK, None, None
-    if K < logits_NV.shape[-1]:
+    if K < logits_NV.shape[-1] or not is_known_NK.all():
         # 1 - sum(q_k) would be rounding noise for a confident student; the tail's own
         # log-sum-exp is exact, and its terms are the tail's gradient but for a factor.
         tail_NV = logits_NV.scatter(-1, ids_NK, ABSENT)

@@ -36,11 +36,11 @@ class TopK(NamedTuple):
     """The most probable tokens of the softened teacher, softmax(logits / loss.temperature)."""
 
     ids_NK: Tensor
-    """int64, distinct along K; where fewer than K are known, others again."""
+    """int64, distinct along K; where fewer than K are known, the rest repeat another id."""
 
     logprobs_NK: Tensor
-    """float32, nats; minus infinity where fewer than K are known. All other tokens together have
-    1 - sum(exp(logprobs))."""
+    """float32, nats; minus infinity where there is no token. All tokens that are not kept
+    together have 1 - sum(exp(logprobs))."""
 
 
 class Sampled(NamedTuple):
