@@ -64,6 +64,7 @@ VOTE, FALLBACK = {"teachers": "vote"}, {"teachers": "fallback"}
         (["a", {"url": "http://b/v1", "batch": True}], FALLBACK, {}, r"teacher\.batch is for one"),
         (["a", "b"], FALLBACK, {"data": {"logged_answers": "reuse"}}, "name one teacher"),
         (["a", "b"], FALLBACK, {"loss": {"kind": "forward_kl"}}, r"use loss\.kind: sft, or one"),
+        (["a", "b"], FALLBACK, {"loss": {"hidden": "cosine"}}, "layers, and several are named"),
         (["a", "b"], {**FALLBACK, "max_cost": 1}, {}, r"teacher\.0\.price and teacher\.1\.price"),
         ("a", {"max_cost": 1}, {}, r"max_cost needs teacher\.price"),
         (["a", "b"], {**VOTE, "min_agreement": 3}, {}, "= 3 cannot be met by 2 teachers"),

@@ -71,6 +71,7 @@ class RunDir:
     checkpoints = property(lambda self: self.path / "checkpoints")
     model = property(lambda self: self.path / "model")
     untouched = property(lambda self: self.path / "untouched")
+    cut = property(lambda self: self.path / "untouched" / "cut.json")
     reports = property(lambda self: self.path / "reports")
     report_json = property(lambda self: self.path / "reports" / "report.json")
     report_html = property(lambda self: self.path / "reports" / "report.html")

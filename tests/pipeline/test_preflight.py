@@ -8,7 +8,7 @@ from fake_batches import FakeOpenAIBatches
 from fake_endpoint import FakeEndpoint, serving
 
 from potstill.config import parse_config
-from potstill.errors import ConfigError, TeacherRefused
+from potstill.errors import ConfigError, TeacherRefused, VocabMismatch
 from potstill.pipeline import distill
 from potstill.pipeline.context import Context
 from potstill.pipeline.preflight import preflight
@@ -105,3 +105,33 @@ def test_terms_that_forbid_training_stop_a_run_that_has_not_accepted_them(tmp_pa
     noted = json.loads(run.environment.read_text())["teacher"]
     assert (noted["train_on_outputs"], noted["accepted"]) == ("no", True)
     assert noted["licence"] == "Meta Llama 3 Community License"
+
+
+def between_layers(tmp_path, teacher):
+    from tiny import tiny_llama
+
+    tree = {
+        "name": "faq",
+        "task": "classification",
+        "teacher": teacher,
+        "student": str(tiny_llama(tmp_path / "student")),
+        "train_data": "train.jsonl",
+        "loss": {"hidden": "cosine"},
+    }
+    preflight(Context(config=parse_config(tree), run=None))
+
+
+def test_an_endpoint_shows_no_layers(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"loss.hidden and loss.attention read.*only returns text"
+    ):
+        between_layers(tmp_path, {"url": "http://127.0.0.1:9/v1", "model": "m"})
+
+
+def test_layers_are_compared_on_the_same_tokens_alone(tmp_path):
+    from families import tiny_family
+    from tiny import tiny_llama
+
+    between_layers(tmp_path, str(tiny_llama(tmp_path / "like", hidden=48)))
+    with pytest.raises(VocabMismatch, match=r"teacher's layers token by token, but other and stu"):
+        between_layers(tmp_path, str(tiny_family(tmp_path / "other", "gemma2")))

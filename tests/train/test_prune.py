@@ -2,13 +2,24 @@
 
 import pytest
 import torch
+from families import tiny_family
 from tiny import tiny_tokenizer
-from training import tiny_student
-from transformers import AutoModelForCausalLM
+from training import rows, tiny_student
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from potstill.config import LossConfig
 from potstill.errors import ConfigError
-from potstill.train.prune import choose_layers, cut_layers, layer_influence, save_untouched
+from potstill.train.objective import Objective
+from potstill.train.plan import num_loss_tokens
+from potstill.train.prune import (
+    choose_layers,
+    cut_layers,
+    greedy_layers,
+    layer_influence,
+    save_untouched,
+)
 
+SLIDING = {"gemma3": {"layer_types": ["sliding_attention", "full_attention"] * 2}}
 PROMPTS = ["Where is my order?", "May I return a gift?"]
 
 
@@ -79,6 +90,59 @@ def test_the_layer_that_does_nothing_goes_first_and_the_ends_stay(tmp_path):
 def test_even_layers_are_spread_from_the_first_to_the_last(tmp_path):
     model, tokenizer = tiny_student(tmp_path / "m", layers=7)
     assert choose_layers(model, tokenizer, [], 4, by="even") == ((0, 2, 4, 6), {})
+
+
+def loss_of(model, some):
+    """Mean loss on the answers' tokens, row by row."""
+    with torch.no_grad():
+        sums = [
+            Objective(model, LossConfig())(
+                torch.tensor([row.ids]), torch.tensor([row.loss_mask]), None, None
+            ).loss.item()
+            for row in some
+        ]
+    return sum(sums) / sum(map(num_loss_tokens, some))
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen3", "gemma3", "phi3"])
+def test_greedy_lets_the_layer_go_whose_loss_is_least_missed(tmp_path, family):
+    """Each candidate is cut out for real here, and skipped there."""
+
+    def fresh():
+        return AutoModelForCausalLM.from_pretrained(path).eval()
+
+    path = tiny_family(tmp_path / "m", family, num_hidden_layers=4, **SLIDING.get(family, {}))
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    some = rows(tokenizer)
+    passes = []
+    keep, lost = greedy_layers(
+        fresh(), some, 2, pad_id=tokenizer.pad_token_id, on_progress=lambda *n: passes.append(n)
+    )
+    left = list(range(4))
+    for gone, loss in lost.items():
+        losses = {}
+        for index in left:
+            kept = [one for one in left if one != index]
+            losses[index] = loss_of(cut_layers(fresh(), kept), some)
+        assert gone == min(losses, key=losses.get)
+        assert loss == pytest.approx(losses[gone], rel=1e-5)
+        left.remove(gone)
+    assert list(keep) == left
+    assert passes == [(n + 1, 7) for n in range(7)]
+
+
+def test_greedy_leaves_the_model_as_it_was(tmp_path):
+    model, tokenizer = tiny_student(tmp_path / "m", layers=3)
+    before = loss_of(model, rows(tokenizer))
+    greedy_layers(model.train(), rows(tokenizer), 1, pad_id=0)
+    assert model.training
+    assert loss_of(model, rows(tokenizer)) == before
+
+
+def test_greedy_needs_rows_with_answers(tmp_path):
+    model, _ = tiny_student(tmp_path / "m", layers=3)
+    with pytest.raises(ConfigError, match="greedy needs accepted rows"):
+        greedy_layers(model, [], 1, pad_id=0)
 
 
 @pytest.mark.parametrize("num_layers", [1, 5])

@@ -1,6 +1,8 @@
-"""The command that says what a run will ask of its teacher, and what that costs."""
+"""The command that says what a run will take: of its teacher, and of this machine."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +18,17 @@ from potstill.cli.options import (
     read_config,
 )
 
+if TYPE_CHECKING:
+    from potstill.pipeline.estimate_training import TrainingForecast
+
+Training = Annotated[
+    bool,
+    typer.Option(
+        "--training/--no-training",
+        help="Train for 20 steps, where the student's weights are here, to see what all take.",
+    ),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Adds `estimate`."""
@@ -26,10 +39,14 @@ def estimate(
     config: ConfigFile,
     overrides: Overrides = None,
     runs: Runs = RUNS,
+    training: Training = True,
     json: Json = False,
     offline: Offline = False,
 ) -> None:
-    """Say what asking the teacher will take: requests, tokens, money and time. Asks nobody.
+    """Say what asking the teacher and training the student will take. Asks nobody.
+
+    Requests, tokens, money and time of the teacher; memory, time and energy of training, from
+    20 steps on this machine, and the largest micro-batch that fits.
 
     Example: potstill estimate distill.yaml
     """
@@ -39,7 +56,8 @@ def estimate(
     from potstill.pipeline.estimate import estimate as forecast
 
     job, folder = read_config(config, overrides, runs)
-    found = forecast(Context(job.config, folder, find_models(), job.secrets))
+    ctx = Context(job.config, folder, find_models(), job.secrets)
+    found = forecast(ctx, training=training)
     if json:
         console.print_json(found.model_dump(mode="json"))
         return
@@ -58,3 +76,34 @@ def estimate(
     console.print_table(("", "low", "likely", "most"), rows)
     for note in found.notes:
         console.print_note(note)
+    if found.training is not None:
+        _print_training(found.training)
+
+
+def _print_training(found: TrainingForecast) -> None:
+    gigabytes = [(found.peak_memory_bytes or 0) / 1e9, (found.usable_memory_bytes or 0) / 1e9]
+    rows = [("memory", f"{gigabytes[0]:,.2f} of {gigabytes[1]:,.2f} GB")]
+    if found.seconds is not None:
+        likely, low, most = map(
+            console.duration, (found.seconds, found.seconds_low, found.seconds_most)
+        )
+        rows.append(("time", f"{likely} ({low} to {most})"))
+        parts = f"{found.micro_batch_size} rows at once"
+        if found.accumulation and found.accumulation > 1:
+            parts += f", {found.accumulation} times a step"
+        rows.append(("micro-batch", parts))
+        joules = found.joules_per_step
+        energy = found.energy_source if joules is None else f"{joules:,.0f} J a step"
+        rows.append(("energy", energy if joules is None else f"{energy}, {found.energy_source}"))
+    console.print_line()
+    console.print_line(
+        f"training: {found.num_rows:,} rows, {found.num_steps:,} steps, "
+        f"{found.num_trainable or 0:,} of {found.num_parameters or 0:,} weights, "
+        f"{found.precision} on {found.device or 'this machine'}"
+    )
+    console.print_table(("", "training"), rows)
+    for note in found.notes:
+        console.print_note(note)
+    if found.proposal:
+        console.print_line("fits with a change: " if found.seconds else "does not fit: ")
+        console.print_line(f"  {found.proposal}")

@@ -11,6 +11,7 @@ from potstill.config.file import (
     parse_config,
 )
 from potstill.config.generation import GenerationConfig
+from potstill.config.layers import AttentionConfig, HiddenConfig
 from potstill.config.models import (
     Api,
     LogprobsMode,
@@ -38,6 +39,7 @@ __all__ = [
     "TASKS",
     "AdapterConfig",
     "Api",
+    "AttentionConfig",
     "CheckLimits",
     "DataConfig",
     "DataGenerationConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "FeedbackConfig",
     "FieldTest",
     "GenerationConfig",
+    "HiddenConfig",
     "LogprobsMode",
     "LossConfig",
     "PriceConfig",

@@ -152,12 +152,29 @@ class PruneConfig(Section):
     from_: str = Field(alias="from")
     """Short name, folder or file of the model that the student is cut out of."""
 
-    layers: int | tuple[int, ...]
-    """How many layers to keep, or which (counted from 0)."""
+    layers: int | tuple[int, ...] | None = None
+    """How many layers to keep, or which (counted from 0); all by default."""
 
-    by: Literal["influence", "even"] = "influence"
-    """How layers are chosen when a number is given: by what each adds to the hidden state
-    on the training prompts, or evenly spaced."""
+    by: Literal["influence", "even", "greedy"] = "influence"
+    """How layers are chosen when a number is given: by what each adds to the hidden state on the
+    training prompts; evenly spaced; or one by one, the next to go being the layer without which
+    the loss on accepted rows rises least (`greedy`: slower, and better cuts)."""
+
+    ffn: int | None = Field(None, ge=1)
+    """How many channels each feed-forward layer keeps: those that are most active."""
+
+    heads: int | None = Field(None, ge=1)
+    """How many query heads each attention layer keeps, evenly shared by its key-value heads."""
+
+    kv_heads: int | None = Field(None, ge=1)
+    """How many key-value heads each attention layer keeps; without `heads`, with all their
+    query heads. The cache of a student shrinks with them."""
+
+    @model_validator(mode="after")
+    def _cuts_something(self) -> PruneConfig:
+        if self.layers is None and self.ffn is None and self.heads is None and not self.kv_heads:
+            raise ValueError("say what the student keeps: layers, ffn, heads or kv_heads")
+        return self
 
 
 class StudentConfig(Section):

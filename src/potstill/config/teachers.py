@@ -57,6 +57,11 @@ def teachers_problems(config: DistillConfig) -> list[str]:
             f"loss.kind: {config.loss.kind} reads one teacher's probabilities, and several are "
             f"named; use loss.kind: sft, or one teacher"
         )
+    if config.loss.needs_teacher:
+        problems.append(
+            "loss.hidden and loss.attention read one teacher's layers, and several are named; use "
+            "neither of the two, or one teacher"
+        )
     # Weights on this machine cost nothing; a launched engine cannot have a price at all.
     priced = [n for n, t in enumerate(teachers) if t.price is None and t.launch is None]
     if config.generation.max_cost is not None and priced:

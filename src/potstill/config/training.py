@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from potstill.config.layers import Attention, Hidden
 from potstill.config.section import Section
 
 
@@ -77,10 +78,23 @@ class LossConfig(Section):
     targets: TargetsConfig = TargetsConfig()
     """How the teacher's probabilities are kept on disk."""
 
+    hidden: Hidden = None
+    """Learn the teacher's hidden states as well: `cosine`, `mse`, or a mapping. The teacher's
+    weights then stay in memory while the student trains; both need one tokenizer."""
+
+    attention: Attention = None
+    """Learn relations among tokens in the teacher's attention as well: `qkv`, `value`, or a
+    mapping. Needs the same as `hidden`."""
+
     @property
     def temperatures(self) -> tuple[float, ...]:
         """Every temperature that the kept probabilities must be right at, ascending."""
         return tuple(sorted({self.temperature, *self.targets.temperatures}))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher runs beside the student in training."""
+        return self.hidden is not None or self.attention is not None
 
     @model_validator(mode="after")
     def _knobs_belong_to_the_kind(self) -> LossConfig:

@@ -133,6 +133,7 @@ def quality_lines(report: Report) -> list[str]:
     lines += _asked_lines(report)
     lines += (report.data.get("spending") or {}).get("lines", [])
     lines += [report.data["trial"]["text"]] if report.data.get("trial") else []
+    lines += [report.data["student"]] if report.data.get("student") else []
     labels = found.get("labels") or {}
     if labels:
         most = ", ".join(f"{name} {count:,}" for name, count in list(labels.items())[:NUM_LABELS])

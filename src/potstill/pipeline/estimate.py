@@ -1,4 +1,7 @@
-"""What asking the teacher will take, before it is asked: requests, tokens, money and time."""
+"""What asking the teacher will take, before it is asked: requests, tokens, money and time.
+
+What training will take is in `estimate_training`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from potstill.models.catalog import ModelRef
 from potstill.models.several import labels_of, route
 from potstill.pipeline.context import Context
 from potstill.pipeline.data import load, split
+from potstill.pipeline.estimate_training import TrainingForecast, estimate_training
 from potstill.pipeline.preflight import ref_of
 from potstill.rundir import JsonLines, LedgerDir, RunDir
 from potstill.teach.outcomes import response_of
@@ -64,6 +68,9 @@ class Forecast(Noun):
     notes: tuple[str, ...] = ()
     """How it was reckoned, and what could not be known."""
 
+    training: TrainingForecast | None = None
+    """What training will take; None where it was not asked for, or the weights are not here."""
+
 
 class _Size(NamedTuple):
     """Tokens of a text."""
@@ -73,11 +80,15 @@ class _Size(NamedTuple):
     most: float
 
 
-def estimate(ctx: Context) -> Forecast:
+def estimate(ctx: Context, *, training: bool = False) -> Forecast:
     """Reads and splits the data in a folder that is gone afterwards; asks nobody.
+
+    Args:
+        training: Whether to train for 20 steps as well, to see what all of them take.
 
     Raises:
         ConfigError, DataError: As loading and splitting do.
+        TrainError: If the 20 steps failed.
     """
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         run = RunDir(folder)
@@ -88,7 +99,17 @@ def estimate(ctx: Context) -> Forecast:
         num_records = sum(part.num_lines() for part in parts)
         every = math.ceil(num_records / MOST_ROWS)
         sample = list(itertools.islice(itertools.chain(*parts), 0, None, every))
-    return _forecast(ctx, num_records, sample)
+        found = _forecast(ctx, num_records, sample)
+        return _with_training(ctx, found, run) if training else found
+
+
+def _with_training(ctx: Context, found: Forecast, records: RunDir) -> Forecast:
+    likely = found.answer_tokens.likely
+    mean = likely / found.num_requests if likely and found.num_requests else None
+    known = estimate_training(ctx, records, answer_tokens=mean)
+    if isinstance(known, str):
+        return found.model_copy(update={"notes": (*found.notes, known)})
+    return found.model_copy(update={"training": known})
 
 
 def _forecast(ctx: Context, num_records: int, sample: Sequence[Record]) -> Forecast:

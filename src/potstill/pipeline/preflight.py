@@ -54,6 +54,8 @@ def preflight(ctx: Context) -> None:
         )
     if config.loss.kind != "sft":
         _refuse_without_probabilities(ctx, teacher, student)
+    if config.loss.needs_teacher:
+        _refuse_without_layers(ctx, teacher, student)
     privacy_of(ctx)
     if config.teachers[0].batch and teacher.kind != "endpoint":
         raise ConfigError(
@@ -220,6 +222,24 @@ async def _dry_call(ctx: Context, teacher: TeacherConfig) -> None:
         ) from None
     finally:
         await model.close()
+
+
+def _refuse_without_layers(ctx: Context, teacher: ModelRef, student: ModelRef) -> None:
+    what = "loss.hidden and loss.attention read the teacher's layers"
+    if teacher.kind == "endpoint":
+        raise ConfigError(
+            f"{what}, but {teacher.source} only returns text; use neither of the two, or a teacher "
+            f"whose weights are on this machine"
+        )
+    from potstill.models.weights import load_tokenizer
+
+    ours, theirs = (vocab_fingerprint(load_tokenizer(ref)) for ref in (student, teacher))
+    if ours != theirs:
+        raise VocabMismatch(
+            f"{what} token by token, but {teacher.name} and {student.name} have different "
+            f"vocabularies; use neither of the two and learn the teacher's text, or a student of "
+            f"the teacher's family"
+        )
 
 
 def _refuse_too_few(ctx: Context, most: int | None, name: str) -> None:

@@ -135,6 +135,7 @@ def _funnel(ctx: Context) -> dict[str, Any]:
         "spending": kept.get("spending", {}),
         "quality": kept.get("quality", {}),
         "trial": asked.get("trial", {}),
+        "student": run.facts("prepare").get("text", "") if ctx.config.student.prune else "",
         "hidden": asked.get("hidden") or run.facts("load").get("replaced", {}),
     }
 

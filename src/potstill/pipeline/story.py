@@ -21,10 +21,11 @@ from potstill.pipeline.evaluate import evaluate
 from potstill.pipeline.expand import expand
 from potstill.pipeline.export import export
 from potstill.pipeline.preflight import preflight
+from potstill.pipeline.prepare import prepare
 from potstill.pipeline.report import compare, report
 from potstill.pipeline.score import score
 from potstill.pipeline.teach import check, teach
-from potstill.pipeline.train import prepare, train
+from potstill.pipeline.train import train
 from potstill.rundir import RunDir, write_text
 from potstill.types import Report
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from potstill.config import LossConfig, TrainConfig
-from potstill.data.render import Rendered, render_prompt
+from potstill.data.render import Rendered
 from potstill.models.catalog import find_model
 from potstill.models.weights import cached_folder, load_weights
 from potstill.pipeline.context import Context, weights_key
 from potstill.pipeline.data import gold_records
-from potstill.pipeline.preflight import place_key
+from potstill.pipeline.preflight import place_key, teacher_ref
 from potstill.pipeline.teach import accepted_rows, lessons_key, render_rows
-from potstill.rundir import RunDir, read_jsonl
+from potstill.rundir import RunDir
 from potstill.targets.store import TargetStore, content_key
 from potstill.train.checkpoint import remove_checkpoints
 from potstill.types import Record
@@ -23,50 +23,17 @@ from potstill.types import Record
 MAX_PASSES = 6
 """Passes that a student makes over known answers, where `train.max_steps` would be more."""
 
-NUM_PRUNING_PROMPTS = 64
-"""Training prompts that decide which layers a cut student keeps."""
-
-
-def prepare(ctx: Context) -> None:
-    """Cuts the student out of a larger model, where the config wants that."""
-    config, run = ctx.config, ctx.run
-    cut = config.student.prune
-    if cut is None:
-        return
-
-    def work() -> dict[str, Any]:
-        from potstill.train.prune import choose_layers, cut_layers, save_untouched
-        from potstill.train.student import number_format
-
-        place = find_model(cut.from_, workspace=ctx.workspace)
-        # In the number format that trained ones are stored in, so that all are of one size.
-        weights, arithmetic = number_format(config.train.precision)
-        dtype = str(arithmetic or weights).removeprefix("torch.")
-        model, tokenizer = load_weights(place, dtype=dtype)
-        scores: dict[str, Any] = {}
-        if isinstance(cut.layers, int):
-            records = read_jsonl(run.train, Record)[:NUM_PRUNING_PROMPTS]
-            prompts = [render_prompt(tokenizer, r.messages) for r in records]
-            keep, scores = choose_layers(model, tokenizer, prompts, cut.layers, by=cut.by)
-        else:
-            keep = cut.layers
-        total = model.config.num_hidden_layers
-        save_untouched(cut_layers(model, keep), tokenizer, run.untouched)
-        text = f"student: {len(keep)} of {total} layers kept: {', '.join(map(str, keep))}"
-        return {"keep": list(keep), "num_layers": total, "scores": scores, "text": text}
-
-    ctx.stage(
-        "prepare",
-        (cut, config.train.precision, weights_key(place_key(ctx, config.student)), run.train),
-        work,
-    )
-
 
 def student_folder(ctx: Context) -> Path:
     """Folder of the student before training."""
     if ctx.config.student.prune:
         return ctx.run.untouched
     return cached_folder(find_model(ctx.config.student.place, workspace=ctx.workspace))
+
+
+def teacher_folder(ctx: Context) -> Path:
+    """Folder of the teacher, where it runs beside the student."""
+    return cached_folder(teacher_ref(ctx))
 
 
 def train(ctx: Context) -> None:
@@ -96,8 +63,11 @@ def _train_one(
     """Trains one student, on the teacher's accepted answers or on known ones."""
     start, train = student_folder(ctx), ctx.config.train
     key = (train.learned, loss, weights_key(start), *inputs, gold and [r.id for r in gold])
+    if loss.needs_teacher:
+        key = (*key, weights_key(place_key(ctx, ctx.config.teachers)))
 
     def work() -> dict[str, Any]:
+        from potstill.train.beside import load_teacher
         from potstill.train.loop import fine_tune_student
         from potstill.train.together import fine_tune_together, open_targets
 
@@ -108,6 +78,7 @@ def _train_one(
         if targets is not None:
             rows, watched = with_targets(rows, targets), with_targets(watched, targets) or watched
         seen = _Losses(ctx, stage)
+        beside = teacher_folder(ctx) if loss.needs_teacher else None
         settings: dict[str, Any] = {
             "loss": loss,
             "train": train if gold is None else _few_passes(train, len(rows)),
@@ -116,8 +87,10 @@ def _train_one(
         }
         if train.processes > 1:
             del model  # every process reads its own
+            settings["teacher"] = beside
             result = fine_tune_together(start, rows, watched, targets=ctx.run.targets, **settings)
         else:
+            settings["teacher"] = load_teacher(beside, train.precision)
             result = fine_tune_student(model, tokenizer, rows, watched, targets=targets, **settings)
         text = f"{result.steps:,} steps, {seen.text}{result.tokens_per_second:,.0f} tokens/s"
         if result.stopped_early:

@@ -28,6 +28,7 @@ from potstill.models.packed import attend_as_before
 from potstill.rundir import content_hash
 from potstill.targets.store import TargetStore, content_key
 from potstill.train.average import Average
+from potstill.train.beside import Matching, build_matching, with_matching
 from potstill.train.checkpoint import (
     TrainState,
     copy_weights,
@@ -61,6 +62,7 @@ def fine_tune_student(
     train: TrainConfig,
     targets: TargetStore | None,
     out: TrainPaths,
+    teacher: nn.Module | None = None,
     on_progress: OnProgress | None = None,
     checkpoint_seconds: float = 60.0,
     ranks: Ranks = ALONE,
@@ -75,6 +77,7 @@ def fine_tune_student(
         targets: The teacher's probabilities for every training row; None for `sft`. Where
             all validation rows have targets too, that loss chooses the best step, else the
             loss on their text.
+        teacher: For `loss.hidden` and `loss.attention`: the model whose layers are learnt from.
         checkpoint_seconds: Least time between two checkpoints; stretched so that writing
             them takes at most a twentieth of the time.
         ranks: This process among those that train together (`train.together` starts them).
@@ -100,8 +103,9 @@ def fine_tune_student(
         torch.manual_seed(train.seed)
         student = prepare_student(student_model, train, ranks.device)
         check_head(student.model, list(train_rows[0].ids))
+        matching = build_matching(student.model, teacher, loss, train_rows)
         rows = train_rows, validation_rows
-        training = Training(student, tokenizer, *rows, loss, train, targets, ranks)
+        training = Training(student, tokenizer, *rows, loss, train, targets, ranks, matching)
         resumed_from = training.resume(out)
         training.run(out, on_progress, checkpoint_seconds)
     return training.finish(out, resumed_from)
@@ -120,12 +124,13 @@ class Training:
         train: TrainConfig,
         targets: TargetStore | None,
         ranks: Ranks = ALONE,
+        matching: Matching | None = None,
     ):
         self.ranks = ranks
         self.student, self.tokenizer, self.train, self.targets = student, tokenizer, train, targets
         self.train_rows, self.validation_rows = train_rows, validation_rows
-        self.objective = Objective(student.model, loss)
-        self.parameters = student.trainable()
+        self.objective = with_matching(Objective(student.model, loss), matching)
+        self.parameters = student.trainable() | (matching.trainable() if matching else {})
         self.optimizer = build_optimizer(self.parameters, train)
         self.average = None if train.ema is None else Average(self.parameters, train.ema)
         takes_packed = getattr(self.objective, "takes_packed", False)
@@ -140,7 +145,9 @@ class Training:
         watched, names = keys[len(train_rows) :], [key.hex() for key in keys]
         self._watches_targets = targets is not None and all(key in targets for key in watched)
         settings = None if targets is None else targets.manifest
-        fingerprint = content_hash(train.learned, loss, names, settings, signature(student.model))
+        models = [student.model] + ([matching.teacher] if matching else [])
+        weights = map(signature, models)
+        fingerprint = content_hash(train.learned, loss, names, settings, *weights)
         self.state = TrainState(fingerprint=fingerprint)
 
     @property
@@ -279,7 +286,7 @@ class Training:
         peak = sum(self.ranks.gather(peak_memory_bytes()))
         if self.best is not None or self.average is not None:
             put_weights(self.parameters, self.best or self._averaged_copy())
-        num_trainable = sum(p.numel() for p in self.parameters.values())
+        num_trainable = sum(p.numel() for p in self.student.trainable().values())
         attend_as_before(self.student.model)
         model = merged(self.student).eval()
         if self.ranks.is_first:
@@ -373,4 +380,6 @@ def _means(sums: Sequence[LossSums], num_loss: int) -> dict[str, float]:
     }
     if all(part.divergence is not None for part in sums):
         means[f"{sums[0].name}_nats"] = sum(part.divergence.item() for part in sums) / num_loss
+    for name in sums[0].matched:
+        means[name] = sum(part.matched[name].item() for part in sums) / num_loss
     return means

@@ -11,6 +11,8 @@ so that a wrapper for several devices sees the whole computation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -35,6 +37,9 @@ class LossSums(NamedTuple):
     divergence: Tensor | None
     name: str | None = None
     """Of the divergence, in metrics: `forward_kl`, `jsd`, … or `soft_cross_entropy`."""
+
+    matched: Mapping[str, Tensor] = MappingProxyType({})
+    """Terms between the layers (`train.beside`), not weighted; none by default."""
 
 
 class TeacherTargets(NamedTuple):

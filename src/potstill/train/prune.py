@@ -1,20 +1,34 @@
-"""A smaller student cut out of a larger model: which layers stay, and the cut itself."""
+"""A smaller student cut out of a larger model: which layers stay, and the cut itself.
+
+What each layer keeps of its width is in `train.width`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from potstill.config import LossConfig
+from potstill.data.batch import collate
+from potstill.data.render import Rendered
 from potstill.errors import ConfigError
+from potstill.train.objective import Objective
+from potstill.train.plan import num_loss_tokens
 from potstill.train.student import decoder_layers, layers_name, save_model
 
 MAX_PROMPTS = 64
 """Influence settles after some dozen prompts."""
+
+MAX_ROWS = 16
+"""Rows that every candidate of a greedy cut is judged on: each costs a forward pass."""
+
+ROWS_AT_ONCE = 8
 
 
 def choose_layers(
@@ -42,17 +56,100 @@ def choose_layers(
         Men et al. (2024), "ShortGPT: Layers in Large Language Models are More Redundant
         Than You Expect", section 3. arXiv:2403.03853.
     """
-    total = len(decoder_layers(model))
-    if not 2 <= num_layers <= total:
-        raise ConfigError(
-            f"student.prune.layers must be between 2 and {total} (the model's layers), "
-            f"got {num_layers}"
-        )
+    total = _check_number(model, num_layers, 2)
     if by == "even":
         return tuple(round(i * (total - 1) / (num_layers - 1)) for i in range(num_layers)), {}
     influence = layer_influence(model, tokenizer, prompts)
     inner = sorted(range(1, total - 1), key=lambda layer: (-influence[layer], layer))
     return tuple(sorted([0, total - 1, *inner[: num_layers - 2]])), influence
+
+
+@torch.no_grad()
+def greedy_layers(
+    model: nn.Module,
+    rows: Sequence[Rendered],
+    num_layers: int,
+    *,
+    pad_id: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[tuple[int, ...], dict[int, float]]:
+    """Which layers to keep, in order, and what was lost by each that goes.
+
+    Again and again the layer goes whose absence leaves the lowest loss; the ends may go as
+    well. A cut from L layers to K takes (L - K) (L + K + 1) / 2 forward passes over the rows.
+
+    Args:
+        rows: Rows with answers; the first 16 are read.
+        on_progress: Called with forward passes done and in all.
+
+    Returns:
+        The layers that stay, and, in the order in which the others went, the mean loss on the
+        answers' tokens without each and all before it, nats.
+
+    Raises:
+        ConfigError: If the model has fewer layers, none would stay, or there are no rows.
+    """
+    total = _check_number(model, num_layers, 1)
+    if not rows:
+        raise ConfigError(
+            "student.prune.by: greedy needs accepted rows to measure the loss on; "
+            "set student.prune.by: even"
+        )
+    chosen = rows[:MAX_ROWS]
+    num_tokens = sum(map(num_loss_tokens, chosen))
+    objective, layers = Objective(model, LossConfig()), decoder_layers(model)
+
+    def loss_without(gone: set[int]) -> float:
+        with _skipped([layers[index] for index in gone]):
+            summed = 0.0
+            for start in range(0, len(chosen), ROWS_AT_ONCE):
+                batch = collate(chosen[start : start + ROWS_AT_ONCE], pad_id=pad_id)
+                ids, mask = batch.ids_BT.to(model.device), batch.loss_mask_BT.to(model.device)
+                summed += objective(ids, mask, None, None).sft.item()
+        return summed / num_tokens
+
+    training = model.training
+    model.eval()
+    kept, lost, done = set(range(total)), dict[int, float](), 0
+    num_passes = (total - num_layers) * (total + num_layers + 1) // 2
+    while len(kept) > num_layers:
+        losses = {}
+        for index in sorted(kept):
+            losses[index] = loss_without({*lost, index})
+            done += 1
+            if on_progress is not None:
+                on_progress(done, num_passes)
+        worst = min(losses, key=lambda index: (losses[index], index))
+        kept.remove(worst)
+        lost[worst] = losses[worst]
+    model.train(training)
+    return tuple(sorted(kept)), lost
+
+
+@contextlib.contextmanager
+def _skipped(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Layers that hand on what they get. Their numbers and all lists about them stay valid."""
+
+    def pass_on(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+    for layer in layers:
+        layer.forward = pass_on
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _check_number(model: nn.Module, wanted: int, least: int) -> int:
+    total = len(decoder_layers(model))
+    if not least <= wanted <= total:
+        raise ConfigError(
+            f"student.prune.layers must be between {least} and {total} (the model's layers), "
+            f"got {wanted}"
+        )
+    return total
 
 
 @torch.no_grad()

@@ -51,6 +51,9 @@ class Assignment(Noun):
     """The first so many rows are trained on, the rest validate."""
 
     targets: str
+    teacher: str | None = None
+    """Folder of the teacher, where it runs beside the student."""
+
     loss: LossConfig
     train: TrainConfig
     checkpoints: str
@@ -68,6 +71,7 @@ def fine_tune_together(
     train: TrainConfig,
     targets: Path,
     out: TrainPaths,
+    teacher: Path | None = None,
     on_progress: OnProgress | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> TrainResult:
@@ -75,6 +79,8 @@ def fine_tune_together(
 
     Args:
         targets: Folder of the teacher's probabilities; not read for `sft`.
+        teacher: Folder of its weights, for `loss.hidden` and `loss.attention`; every process
+            holds them.
 
     Raises:
         DataError, TrainError: What a process raised.
@@ -93,6 +99,7 @@ def fine_tune_together(
                 rows=str(rows),
                 num_train=len(train_rows),
                 targets=str(targets),
+                teacher=None if teacher is None else str(teacher),
                 loss=loss,
                 train=train,
                 checkpoints=str(out.checkpoints),

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from potstill.errors import PotstillError, TrainError
 from potstill.models.weights import load_weights
+from potstill.train.beside import load_teacher
 from potstill.train.loop import fine_tune_student
 from potstill.train.ranks import Ranks
 from potstill.train.result import Figures, TrainResult
@@ -56,6 +57,7 @@ def work(task: Assignment, report: Any) -> TrainResult:
             loss=task.loss,
             train=task.train,
             targets=open_targets(Path(task.targets), tokenizer, task.loss),
+            teacher=load_teacher(task.teacher, task.train.precision),
             out=SimpleNamespace(
                 checkpoints=Path(task.checkpoints),
                 metrics=Path(task.metrics),
