@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -68,7 +69,11 @@ def test_runs_over_a_failing_network_killed_at_any_moment_end_as_one_without_fau
 
         for _ in range(num):
             before = paid.stat().st_size
-            in_child(run, random.random() * 0.6)
+            if random.random() < 0.1:  # while it finds out what there is
+                in_child(run, random.random() * 0.6)
+            else:
+                asks = functools.partial(lambda size: paid.stat().st_size > size, before)
+                in_child(run, random.random() * 0.2, asks)
             num_asking += paid.stat().st_size > before
         for _ in range(5):
             said = in_child(run, None)
@@ -82,6 +87,7 @@ def test_runs_over_a_failing_network_killed_at_any_moment_end_as_one_without_fau
     without_faults = [(r.id, answer_to(r.messages[-1].content)) for r in prompts(num_rows)]
     assert kept == without_faults
     assert len(charged) == num_rows
+    assert num_asking > num / 2, "else this says nothing"
     num_again = charged.total() - num_rows
     assert num_again <= num * (IN_FLIGHT + 256)
     facts = {"rows": num_rows, "kills": num, "while_asking": num_asking, "paid_again": num_again}

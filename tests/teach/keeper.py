@@ -50,9 +50,15 @@ async def keep(folder: Path, num: int, num_open: int, say=None, **options) -> No
 
 
 def in_child(
-    work: Callable[[Say], Coroutine[None, None, None]], seconds: float | None
+    work: Callable[[Say], Coroutine[None, None, None]],
+    seconds: float | None,
+    has_begun: Callable[[], bool] = lambda: True,
 ) -> dict[str, list[int]]:
-    """Does some work in a child, which is killed after so many seconds; what it said, by word."""
+    """Does some work in a child, which is killed so many seconds after it has begun.
+
+    Returns:
+        What it said, by word.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -72,6 +78,8 @@ def in_child(
         reader = threading.Thread(target=lambda: texts.append(pipe.read().decode()))
         reader.start()
         if seconds is not None:
+            while not has_begun() and reader.is_alive():
+                time.sleep(0.002)
             time.sleep(seconds)
             os.kill(child, signal.SIGKILL)
         reader.join()
