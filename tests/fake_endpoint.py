@@ -138,6 +138,92 @@ class TellingEndpoint(FakeEndpoint):
         return {**entry, "logprob": logprob, **({"id": id_} if self.form == "id" else {})}
 
 
+class FakeVllm(TellingEndpoint):
+    """vLLM's server: a telling endpoint that also writes text in ids, and scores what it is given.
+
+    Args:
+        tells: Whether it knows `prompt_logprobs`; others leave what they do not know.
+        most_tokens: Longest prompt and answer (`--max-model-len`).
+        most_scores: After so many it says that the key is no longer good.
+    """
+
+    def __init__(self, *args, tells=True, most_tokens=512, most_scores=None, **settings):
+        super().__init__(*args, form="token_id", **settings)
+        self.tells, self.most_tokens, self.most_scores = tells, most_tokens, most_scores
+        self.scored: list[dict[str, Any]] = []
+        self.num_tokenized = 0
+        self.rewrite = lambda ids: ids
+
+    def add_routes(self, router: web.UrlDispatcher) -> str:
+        router.add_post("/tokenize", self.tokenize)
+        router.add_post("/v1/completions", self.complete)
+        return super().add_routes(router)
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = json.loads(await request.read())
+        self.num_tokenized += 1
+        if "messages" in body:
+            ids = self.tokenizer.apply_chat_template(
+                body["messages"],
+                add_generation_prompt=body.get("add_generation_prompt", True),
+                return_dict=True,
+            )["input_ids"]
+        else:
+            special = body.get("add_special_tokens", True)
+            ids = self.tokenizer(body["prompt"], add_special_tokens=special)["input_ids"]
+        ids = self.rewrite(ids)
+        tree = {"count": len(ids), "max_model_len": self.most_tokens, "tokens": ids}
+        return web.json_response({**tree, "token_strs": None})
+
+    async def complete(self, request: web.Request) -> web.Response:
+        body = json.loads(await request.read())
+        self.scored.append(body)
+        if self.most_scores is not None and len(self.scored) > self.most_scores:
+            await asyncio.sleep(0.2)  # the answers before it have arrived
+            return self._error(401, "Unauthorized")
+        ids, k = body["prompt"], body.get("prompt_logprobs")
+        if body.get("max_tokens", 16) < 1:
+            return self._error(400, f"max_tokens must be at least 1, got {body['max_tokens']}.")
+        if k is not None and k > self.most:
+            most = f"which is greater than max allowed: {self.most}"
+            return self._error(400, f"Requested prompt logprobs of {k}, {most}")
+        if len(ids) + body.get("max_tokens", 16) > self.most_tokens:
+            return self._error(400, f"maximum context length is {self.most_tokens} tokens")
+        choice = {"index": 0, "text": " a", "logprobs": None, "finish_reason": "length"}
+        if self.tells:
+            choice["prompt_logprobs"] = None if k is None else self._prompt_logprobs(ids, k)
+        usage = {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}
+        tree = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "fake"}
+        return web.json_response({**tree, "choices": [choice], "usage": usage})
+
+    def _prompt_logprobs(self, ids: list[int], k: int) -> list[dict[str, Any] | None]:
+        """None for the first; then the token's own entry, and those of the k largest."""
+        import torch
+
+        with torch.no_grad():
+            logprobs = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        told: list[dict[str, Any] | None] = [None]
+        for row, own in zip(logprobs[:-1], ids[1:], strict=True):
+            top = row.topk(k)
+            ranked = {own: int((row > row[own]).sum()) + 1}
+            ranked |= {id_: rank for rank, id_ in enumerate(top.indices.tolist(), start=1)}
+            told.append(
+                {
+                    str(id_): {
+                        "logprob": max(row[id_].item(), -9999.0),
+                        "rank": rank,
+                        "decoded_token": self.tokenizer.decode([id_]),
+                    }
+                    for id_, rank in ranked.items()
+                }
+            )
+        return told
+
+    def _error(self, status: int, message: str) -> web.Response:
+        error = {"message": message, "type": "BadRequestError", "param": None, "code": status}
+        return web.json_response({"error": error}, status=status)
+
+
 def _byte_letters() -> dict[int, str]:
     """How byte-level vocabularies write bytes, in transformers' own words."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from fake_endpoint import FakeEndpoint, TellingEndpoint, serving
+from fake_endpoint import FakeEndpoint, FakeVllm, TellingEndpoint, serving
 from tiny import tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -49,11 +49,9 @@ def case(folders, tmp_path):
     teacher = AutoModelForCausalLM.from_pretrained(folders[0]).eval()
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
 
-    def telling(**settings):
+    def telling(*, kind=TellingEndpoint, **settings):
         answers = dict(zip(questions, ANSWERS, strict=True))
-        return TellingEndpoint(
-            teacher, tokenizer, lambda text: answers.get(text, "Yes."), **settings
-        )
+        return kind(teacher, tokenizer, lambda text: answers.get(text, "Yes."), **settings)
 
     def config(fake, **changes):
         tree = {
@@ -169,6 +167,95 @@ def test_a_run_that_would_learn_from_too_few_is_refused_with_the_reasons(case):
     with pytest.raises(DataError, match=r"of 8 accepted answers.*other tokens.*loss\.kind: sft"):
         run_with(fake, config, run)
     assert not run.model.exists()
+
+
+def letter_by_letter(fake, *, but=()):
+    """Makes a teacher write its answers (but "No.") with other tokens than the student would."""
+    whole = fake.spell
+    fake.spell = lambda text: whole(text) if text in but else [i for c in text for i in whole(c)]
+    return fake
+
+
+def test_answers_that_do_not_fit_are_scored_by_a_server_that_can_and_learned(case, folders):
+    telling, config, run = case
+    fake = letter_by_letter(telling(kind=FakeVllm), but=ANSWERS[:3])
+    events = run_with(fake, config, run)
+    facts = run.facts("score")
+    assert (facts["num_kept"], facts["num_scored"], facts["num_missing"]) == (3, 5, 0)
+    assert facts["num_prompt_tokens"] == sum(len(body["prompt"]) for body in fake.scored[1:])
+    assert {(body["max_tokens"], body["prompt_logprobs"]) for body in fake.scored} == {(1, 6)}
+    assert not [e.text for e in events if e.stage == "score" and e.kind == "note"]
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert lines[-1]["train/forward_kl_nats"] < lines[0]["train/forward_kl_nats"]
+    ours = store_of(run, folders[1])
+    theirs, keys = scored(folders[0], run, k=6)
+    for key in keys:
+        (ids, told), (wanted_ids, wanted) = ours.lookup(key), theirs.lookup(key)
+        places, wanted_places = ids.argsort(-1), wanted_ids.argsort(-1)
+        np.testing.assert_array_equal(
+            np.take_along_axis(ids, places, -1), np.take_along_axis(wanted_ids, wanted_places, -1)
+        )
+        np.testing.assert_allclose(  # values are kept in steps of an eighth
+            np.take_along_axis(told, places, -1),
+            np.take_along_axis(wanted, wanted_places, -1),
+            atol=0.15,
+        )
+
+
+def test_a_server_that_leaves_prompt_logprobs_unread_is_not_asked_to_score(case):
+    telling, config, run = case
+    fake = letter_by_letter(telling(kind=FakeVllm, tells=False))
+    with pytest.raises(DataError, match=r"7 of 8 accepted answers.*other tokens.*behind vLLM"):
+        run_with(fake, config, run)
+    assert len(fake.scored) == 1  # the probe
+    other = letter_by_letter(telling(kind=FakeVllm, tells=False), but=ANSWERS[1:])
+    run_with(other, config, run, data={"validation": 0}, stop_after="score")
+    facts = run.facts("score")
+    assert (facts["num_kept"], facts["num_scored"], facts["num_missing"]) == (7, 0, 1)
+
+
+def test_a_server_that_writes_a_row_in_other_ids_is_not_asked_for_it(case):
+    telling, config, run = case
+    fake = letter_by_letter(telling(kind=FakeVllm), but=ANSWERS[3:])
+    fake.rewrite = lambda ids: ids if len(ids) < 40 else [*ids[:-2], ids[-1]]
+    events = run_with(fake, config, run, data={"validation": 0}, stop_after="score")
+    facts = run.facts("score")
+    assert (facts["num_scored"], facts["reasons"]) == (0, {"other_tokens": 2})
+    notes = [e.text for e in events if e.stage == "score" and e.kind == "note"]
+    assert notes[0].startswith("not scored by the endpoint: 2 are written with other tokens by ")
+    assert len(fake.scored) == 1
+
+
+def test_scores_that_came_before_an_interruption_are_not_asked_again(case):
+    telling, config, run = case
+    fake = letter_by_letter(telling(kind=FakeVllm, most_scores=1 + 3))  # the probe, and three
+
+    async def main():
+        async with serving(fake):
+            settings = config(fake)
+            with pytest.raises(TeacherRefused, match="401"):
+                await asyncio.to_thread(distill, settings, run, stop_after="score")
+            fake.scored.clear()
+            fake.most_scores = None
+            await asyncio.to_thread(distill, settings, run, stop_after="score")
+
+    asyncio.run(main())
+    assert len(fake.scored) == 1 + 7 - 3
+    assert run.facts("score")["num_scored"] == 7
+
+
+def test_answers_and_scores_together_cost_no_more_than_may_be_spent(case):
+    telling, config, run = case
+    fake = letter_by_letter(telling(kind=FakeVllm), but=ANSWERS[4:])
+    teacher = {"price": {"input": 1.0, "output": 0.0}}
+    most = {"max_cost": 1.8e-4}
+    changes = {"data": {"validation": 0}, "teacher": teacher, "generation": most}
+    events = run_with(fake, config, run, stop_after="score", **changes)
+    facts = run.facts("score")
+    assert 0 < facts["num_scored"] < 3
+    assert run.facts("teach")["cost"] + facts["cost"] <= 1.8e-4
+    notes = [e.text for e in events if e.stage == "score" and e.kind == "note"]
+    assert "would cost more than generation.max_cost allows" in notes[0]
 
 
 @pytest.mark.parametrize(

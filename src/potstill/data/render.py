@@ -96,6 +96,17 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     return _prompt(tokenizer, messages, _facts(tokenizer))[1]
 
 
+def rendered_text(tokenizer: Any, messages: Sequence[Message], answer: str) -> str:
+    """What `render` turns into ids: prompt, answer and end-of-turn token as one text.
+
+    Raises:
+        DataError: As `render`.
+    """
+    facts = _facts(tokenizer)
+    text, _ = _prompt(tokenizer, messages, facts)
+    return f"{text}{facts.lead}{answer}{tokenizer.convert_ids_to_tokens(facts.end_id)}"
+
+
 def end_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     """Tokens that end an answer: the template's end of turn first, then the model's own."""
     ids = [_facts(tokenizer).end_id, tokenizer.eos_token_id]

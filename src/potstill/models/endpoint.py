@@ -17,11 +17,12 @@ from potstill.models.batch_api import BatchApi, open_batch_api
 from potstill.models.chat_format import Answer, NotAnAnswer, declined, read_json
 from potstill.models.client import Client, Request
 from potstill.models.fingerprint import request_fingerprint
+from potstill.models.scoring import TextScorer
 from potstill.models.secret import Key
 from potstill.models.sweeping import not_swept
 from potstill.models.transport import Reply
 from potstill.models.turns import Turns
-from potstill.models.wire import open_wire
+from potstill.models.wire import OpenAIWire, open_wire
 from potstill.types import Message, Record, Response, Sampling
 
 _LONGEST_ERROR = 4096
@@ -232,6 +233,15 @@ class EndpointModel:
     def open_batches(self) -> BatchApi:
         """The provider's interface for batches; raises ConfigError where there is none."""
         return open_batch_api(self._wire, self._client)
+
+    def open_scorer(self) -> TextScorer | None:
+        """Scores given text; None where its API has no way to. `prepare` comes first."""
+        wire = self._wire
+        if not isinstance(wire, OpenAIWire) or self.model is None:
+            return None
+        if wire.most_logprobs is not None:
+            return None  # OpenAI's and Azure's: they tell nothing of what they are given
+        return TextScorer(wire, self.model, self._client, self.price)
 
     async def close(self) -> None:
         """Closes the connections; a later call opens new ones."""

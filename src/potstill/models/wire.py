@@ -88,7 +88,11 @@ class OpenAIWire:
         return ""
 
     def body(self, model: str, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
-        return self._quirks.apply(request_body(model, messages, sampling))
+        return self.taken(request_body(model, messages, sampling))
+
+    def taken(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A body of any request without the fields that are refused."""
+        return self._quirks.apply(body)
 
     def learns(self, sent: dict[str, Any], text: str) -> bool:
         return self._quirks.learns(sent, text)

@@ -51,6 +51,9 @@ class Context:
     """Keys that were given in clear, by whom they belong to; never written anywhere."""
 
     on_event: OnEvent | None = None
+    can_score_text: bool = False
+    """Whether the teacher's endpoint tells the probabilities of given text; found out by
+    `preflight`, where the loss needs them."""
 
     @property
     def task(self) -> Task:

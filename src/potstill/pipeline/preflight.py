@@ -14,6 +14,7 @@ from potstill.examine.metrics import get_metric
 from potstill.models.batches import in_batches
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
+from potstill.models.endpoint import EndpointModel
 from potstill.models.logprobs import num_told
 from potstill.models.several import labels_of
 from potstill.models.terms import terms_of
@@ -210,6 +211,8 @@ async def _dry_call(ctx: Context, teacher: TeacherConfig) -> None:
         response = await model.dry_call(sampling, top_logprobs=generation.logprobs)
         if required:
             _refuse_too_few(ctx, num_told(response.logprobs), model.name)
+            scorer = model.open_scorer() if isinstance(model, EndpointModel) else None
+            ctx.can_score_text = scorer is not None and await scorer.can_score(required)
         if teacher.batch and ctx.config.data.logged_answers == "regenerate":
             await in_batches(model).batches.check()
     except TeacherRefused as error:

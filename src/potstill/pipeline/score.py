@@ -1,7 +1,8 @@
 """Stage score: the teacher's probabilities of its accepted answers, once, for every epoch.
 
 What came with the answers is used as it is. The rest is computed from the teacher's weights
-where they are on this machine; behind an endpoint there is no second look.
+where they are on this machine, or scored by the endpoint where it is a server that tells the
+probabilities of given text; behind other endpoints there is no second look.
 """
 
 from __future__ import annotations
@@ -9,14 +10,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.data.render import Rendered, render, template_fingerprint, vocab_fingerprint
 from potstill.errors import AnswersLost, DataError
 from potstill.models.catalog import ModelRef
+from potstill.models.chat import open_chat_model
+from potstill.models.endpoint import EndpointModel
 from potstill.models.fingerprint import weights_identity
 from potstill.pipeline.context import Context, wait, weights_key
-from potstill.pipeline.preflight import is_plainly_sampled, logprobs_mode, place_key, teacher_ref
+from potstill.pipeline.preflight import (
+    is_plainly_sampled,
+    logprobs_mode,
+    place_key,
+    privacy_of,
+    teacher_ref,
+)
 from potstill.pipeline.teach import (
     SPLITS,
     accepted_rows,
@@ -33,6 +42,9 @@ from potstill.teach.ledger import Ledger
 from potstill.teach.prompts import lessons, teacher_prompt
 from potstill.teach.requests import with_answers
 from potstill.types import Message, Record, Response
+
+if TYPE_CHECKING:
+    from potstill.teach.score_endpoint import Unscored
 
 MOST_UNUSABLE = 0.5
 """Share of the accepted answers that may have no probabilities, where they cannot be computed."""
@@ -82,26 +94,33 @@ def _score(ctx: Context, teacher: ModelRef) -> dict[str, Any]:
     if not kept.rows:
         accepted_rows(ctx, tokenizer, "train")  # says it where all are too long
     missing = [key for key in kept.misfits if key not in writer]
-    # What was computed before an interruption did not come with the answers either.
-    reasons = Counter(kept.misfits[key] for key in (missing if is_remote else kept.misfits))
+    scored: dict[str, Any] = {}
     if missing and is_remote:
-        _tell_unusable(ctx, reasons, len(kept.rows))
+        scored = _score_there(ctx, writer, kept, tokenizer) if ctx.can_score_text else {}
+        missing = [key for key in missing if key not in writer]
+        if missing:
+            _tell_unusable(ctx, Counter(kept.misfits[key] for key in missing), len(kept.rows))
     elif missing:
         _compute(ctx, teacher, writer, {key: kept.rows[key] for key in missing}, tokenizer)
+    # What was computed before an interruption did not come with the answers either.
+    reasons = Counter(kept.misfits[key] for key in (missing if is_remote else kept.misfits))
     manifest = writer.finish()
     facts = manifest.model_dump(exclude={"shards", "settings"})
-    num_kept, num_missing = len(kept.rows) - reasons.total(), reasons.total()
+    num_kept, num_missing = len(kept.rows) - len(kept.misfits), reasons.total()
+    num_scored = len(kept.misfits) - num_missing
     text = f"{len(kept.rows):,} answers, "
     if is_topk:
         text += f"the {settings.k} largest of {settings.vocab_size:,} probabilities a token, "
     else:
         text += f"{settings.k} draws a token, "
     text += f"{manifest.bytes_per_position:,.0f} bytes each; {num_kept:,} came with the answers"
+    if num_scored:
+        text += f", {num_scored:,} were scored by {teacher.name}"
     if num_missing:
         verb = "left out" if is_remote else "computed"
         text += f", {num_missing:,} {verb} ({_listed(reasons)})"
-    counts = {"num_kept": num_kept, "num_missing": num_missing, "reasons": dict(reasons)}
-    return {**facts, **counts, "text": text}
+    counts = {"num_kept": num_kept, "num_scored": num_scored, "num_missing": num_missing}
+    return {**facts, **counts, **scored, "reasons": dict(reasons), "text": text}
 
 
 def _keep(ctx: Context, writer: TargetWriter, tokenizer: Any, *, is_remote: bool) -> Kept:
@@ -152,15 +171,69 @@ def _compute(
         wait(teacher.close())
 
 
+def _score_there(ctx: Context, writer: TargetWriter, kept: Kept, tokenizer: Any) -> dict[str, Any]:
+    """Asks the endpoint for the probabilities of what it answered; returns what that took."""
+    from potstill.teach.score_endpoint import score_at_endpoint
+
+    config, privacy = ctx.config, privacy_of(ctx)
+    (settings,) = config.teachers
+
+    def may_be_sent(key: bytes) -> bool:
+        # What nothing was hidden from when it was asked shows nothing now; answers are its own.
+        record = Record(id="text", messages=kept.texts[key][0])
+        return privacy.in_data or not privacy.covers(record) or not privacy.hide(record).digest
+
+    rows = {key: kept.rows[key] for key in kept.misfits if may_be_sent(key)}
+
+    async def ask() -> dict[str, Any]:
+        model = open_chat_model(settings, workspace=ctx.workspace, key=ctx.secrets.get("teacher"))
+        assert isinstance(model, EndpointModel), type(model)
+        try:
+            await model.prepare()
+            scorer = model.open_scorer()
+            assert scorer is not None, "asked only where the dry call has found one"
+            earlier = sum(len(row.ids) for key, row in rows.items() if key in writer)
+            spent = ctx.run.facts("teach").get("cost", 0.0) + (scorer.cost_of(earlier) or 0.0)
+            limit = config.generation.max_cost
+            left = await score_at_endpoint(
+                writer,
+                scorer,
+                rows,
+                kept.texts,
+                tokenizer,
+                most_cost=None if limit is None else limit - spent,
+                on_progress=ctx.progress("score"),
+            )
+        finally:
+            await model.close()
+        _tell_unscored(ctx, left)
+        facts = {"num_prompt_tokens": scorer.num_prompt_tokens}
+        return facts if scorer.cost is None else {**facts, "cost": scorer.cost}
+
+    return wait(ask())
+
+
+def _tell_unscored(ctx: Context, left: Unscored) -> None:
+    parts = []
+    if left.num_other_tokens:
+        parts.append(f"{left.num_other_tokens:,} are written with other tokens by the server")
+    if left.num_unaffordable:
+        parts.append(f"{left.num_unaffordable:,} would cost more than generation.max_cost allows")
+    if left.failures:
+        parts.append(f"{len(left.failures):,} failed, the last with: {left.failures[-1]}")
+    if parts:
+        ctx.tell("score", "note", f"not scored by the endpoint: {'; '.join(parts)}")
+
+
 def _tell_unusable(ctx: Context, reasons: Counter[Misfit], num_rows: int) -> None:
     number = reasons.total()
     text = f"{number:,} of {num_rows:,} accepted answers have no probabilities to learn from: "
     text += "; ".join(f"{count:,} {TEXTS[reason]}" for reason, count in reasons.most_common())
     if number > MOST_UNUSABLE * num_rows:
         raise DataError(
-            f"{text}. An endpoint cannot be asked for the probabilities of a given text, and from "
-            f"so few the student would learn another task; use loss.kind: sft, which learns all "
-            f"of them, or a teacher whose weights are on this machine"
+            f"{text}. This endpoint was not able to score them afterwards, and from so few the "
+            f"student would learn another task; use loss.kind: sft, which learns all of them, or "
+            f"a teacher whose weights are on this machine or behind vLLM"
         )
     ctx.tell("score", "note", f"{text}; the student learns without them")
 
@@ -210,7 +283,8 @@ def _lessons_of(
             row = render(tokenizer, turn.messages, turn.reference, max_tokens=limit)
             if row is not None:
                 is_as_asked = prompts.get(number) == turn.messages
-                yield Lesson(row, turn.reference, turns.get(number), is_as_asked)
+                answer = turns.get(number)
+                yield Lesson(row, turn.reference, answer, is_as_asked, turn.messages)
 
 
 def _prompts(

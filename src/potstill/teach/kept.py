@@ -24,7 +24,7 @@ from potstill.data.render import Rendered
 from potstill.models.logprobs import LogprobArrays, logprob_arrays
 from potstill.targets.codec import Row, topk_row
 from potstill.targets.store import TargetSettings, TargetWriter, content_key
-from potstill.types import Logprobs, Response
+from potstill.types import Logprobs, Message, Response
 
 Misfit = Literal[
     "not_kept",
@@ -71,6 +71,9 @@ class Lesson(NamedTuple):
     is_as_asked: bool
     """Whether the prompt that is learned is the one that the teacher was asked."""
 
+    prompt: tuple[Message, ...] = ()
+    """What is learned to be answered."""
+
 
 class Source(NamedTuple):
     """What is known of all answers of a teacher."""
@@ -100,6 +103,9 @@ class Kept(NamedTuple):
     misfits: dict[bytes, Misfit]
     """Those whose answers' probabilities are not their targets; the store may have others."""
 
+    texts: dict[bytes, tuple[tuple[Message, ...], str]]
+    """Prompt and answer of those."""
+
 
 Words = Callable[[], dict[bytes, int]]
 
@@ -120,7 +126,7 @@ def keep(
     """
     words = functools.cache(lambda: ids_by_bytes(tokenizer))
     ends = frozenset(tokenizer.all_special_ids)
-    found, fits = Kept({}, {}), set[bytes]()
+    found, fits = Kept({}, {}, {}), set[bytes]()
     pending: dict[bytes, Fitted] = {}
     num_positions = 0
     for number, lesson in enumerate(lessons, start=1):
@@ -131,9 +137,11 @@ def keep(
         fit = fitted(lesson, writer.settings, source=source, words=words, ends=ends)
         if not isinstance(fit, Fitted):
             found.misfits[key] = fit
+            found.texts[key] = (lesson.prompt, lesson.text)
             continue
         fits.add(key)
         found.misfits.pop(key, None)
+        found.texts.pop(key, None)
         if key not in writer:
             pending[key] = fit
             num_positions += len(fit.encoded.ids_NK)
@@ -183,6 +191,11 @@ def fitted(
     return _targets(arrays, settings, told.mass_dropped, None if is_end_told else learned_N[-1])
 
 
+def scored_targets(arrays: LogprobArrays, settings: TargetSettings) -> Fitted | Misfit:
+    """The targets of a row whose own tokens were scored, its end token among them."""
+    return _targets(_known_alone(arrays, settings), settings, 0.0, None)
+
+
 def _unfit(told: Logprobs, settings: TargetSettings, source: Source) -> Misfit | None:
     """What can be said without comparing tokens."""
     if settings.kind != "topk" or settings.temperatures != (told.temperature,):
@@ -201,8 +214,7 @@ def _in_own_ids(told: Logprobs, settings: TargetSettings, words: Words) -> Logpr
     """With the student's ids; -1 stays where nothing was told, and others are `_OUTSIDE`."""
     arrays = logprob_arrays(told)
     if not told.tokens:
-        ids_NK = np.where(arrays.ids_NK < settings.vocab_size, arrays.ids_NK, _OUTSIDE)
-        return arrays._replace(ids_NK=ids_NK)
+        return _known_alone(arrays, settings)
     table = np.array([words().get(bytes.fromhex(token), _OUTSIDE) for token in told.tokens])
     ids_NK = np.where(arrays.ids_NK < 0, -1, table[arrays.ids_NK])
     # Where bytes are not told, tokens that are no whole letters are all spelled alike.
@@ -211,6 +223,12 @@ def _in_own_ids(told: Logprobs, settings: TargetSettings, words: Words) -> Logpr
         sampled_N=np.where(arrays.sampled_N < 0, _OUTSIDE, table[arrays.sampled_N]),
         ids_NK=np.where(is_again_NK, _OUTSIDE, ids_NK),
     )
+
+
+def _known_alone(arrays: LogprobArrays, settings: TargetSettings) -> LogprobArrays:
+    """With ids beyond the student's vocabulary as `_OUTSIDE`."""
+    ids_NK = np.where(arrays.ids_NK < settings.vocab_size, arrays.ids_NK, _OUTSIDE)
+    return arrays._replace(ids_NK=ids_NK)
 
 
 def _is_again(ids_NK: np.ndarray) -> np.ndarray:
