@@ -49,8 +49,8 @@ class Case:
 
 
 CASES = (
-    Case("classification", "clinc150_domain", real=True),
-    Case("nli", "snli", real=True),
+    Case("classification", "clinc150_domain", real=True, num_pool=480, student_steps=100),
+    Case("nli", "snli", real=True, num_pool=480, student_steps=100),
     Case(
         "qa",
         "xquad_en",
@@ -60,7 +60,7 @@ CASES = (
         num_test=80,
         batch_size=4,
         teacher_steps=25,
-        student_steps=36,
+        student_steps=60,
         max_tokens=384,
     ),
     Case("conversation", "taskmaster4", real=False, num_test=60, max_new_tokens=48),
@@ -103,7 +103,7 @@ def one(case: Case, data: Path, runs: Path) -> None:
     base = "smollm2-135m" if case.real else tiny(run.path / "tiny", layers=4)
     with console.Watch() as watch:
         teacher = tune_teacher(
-            inputs, base, settings(case, case.teacher_steps), task=case.task, tell=watch
+            inputs, base, settings(case, case.teacher_steps, frozen=10), task=case.task, tell=watch
         )
         config = run.path / "distill.yaml"
         config.write_text(yaml.safe_dump(tree(case, base, teacher), sort_keys=False))
@@ -113,13 +113,14 @@ def one(case: Case, data: Path, runs: Path) -> None:
         clock.write_text(json.dumps({"seconds": time.monotonic() - started}))
 
 
-def settings(case: Case, steps: int) -> TrainConfig:
+def settings(case: Case, steps: int, *, frozen: int) -> TrainConfig:
     return TrainConfig(
         learning_rate=4e-4 if case.real else 3e-3,
         max_steps=steps if case.real else 4 * steps,
         batch_size=case.batch_size,
         max_tokens=case.max_tokens,
         freeze_embeddings=case.real,
+        freeze_layers=frozen if case.real else 0,
         precision="autocast" if case.real else "fp32",
         weight_decay=0.0,
         early_stopping=False,
@@ -129,7 +130,7 @@ def settings(case: Case, steps: int) -> TrainConfig:
 def tree(case: Case, base: str, teacher: Path) -> dict:
     layers = list(KEPT_LAYERS) if case.real else [0, 3]
     closed = case.task in ("classification", "nli")
-    train = settings(case, case.student_steps).model_dump(mode="json")
+    train = settings(case, case.student_steps, frozen=2).model_dump(mode="json")
     return {
         "name": case.dataset.replace("_", "-"),
         "task": case.task,
@@ -146,7 +147,7 @@ def tree(case: Case, base: str, teacher: Path) -> dict:
         },
         "checks": ["finished", "task"] if case.real else [],
         "loss": {"kind": "forward_kl", "sft_weight": 0.2, "targets": {"k": 16}},
-        "train": train | {"learning_rate": 6e-4 if case.real else 3e-3},
+        "train": train | {"learning_rate": 1e-3 if case.real else 3e-3},
         "evaluate": {
             "baselines": ["untouched", "gold_all", "text", *(["plain"] if closed else [])],
             "gold_data": "inputs/gold.jsonl",
