@@ -65,7 +65,18 @@ CASES = (
     ),
     Case("conversation", "taskmaster4", real=False, num_test=60, max_new_tokens=48),
     Case("math", "gsm8k", real=False, num_test=100, max_tokens=512, max_new_tokens=96),
-    Case("summarization", "scitldr", real=False, num_test=100, max_tokens=1024, max_new_tokens=48),
+    Case(
+        "summarization",
+        "scitldr",
+        real=False,
+        num_gold=160,
+        num_pool=160,
+        num_test=60,
+        teacher_steps=24,
+        student_steps=30,
+        max_tokens=1024,
+        max_new_tokens=48,
+    ),
 )
 
 
@@ -164,6 +175,10 @@ def tiny(folder: Path, *, layers: int) -> str:
 
     if not (folder / "config.json").exists():
         tiny_llama(folder, layers=layers, hidden=128)
+        config = json.loads((folder / "config.json").read_text())
+        longest = max(case.max_tokens for case in CASES)
+        config["max_position_embeddings"] = longest  # its vocabulary is bytes, so rows are long
+        (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
 
 

@@ -29,6 +29,22 @@ def reason(name, task, asked, given, config=None):
     return rejection and rejection.reason
 
 
+@pytest.mark.parametrize("checks", [[], [lambda record, response: None]])
+def test_what_never_came_is_learnt_by_nobody_whatever_the_checks_are(checks):
+    given = [
+        answer("", finish_reason="error", error="too_long: 2,000 tokens"),
+        answer(" ", record_id="s"),
+        answer("cut", record_id="t", finish_reason="length"),
+    ]
+    asked = [record(id=name) for name in "rst"]
+    accepted, rejected = check_responses(asked, given, checks, get_task("conversation"))
+    assert [found.id for found in accepted] == ["t"]
+    assert [(found.record_id, found.reason) for found in rejected] == [
+        ("r", "error"),
+        ("s", "empty"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("response", "expected"),
     [

@@ -57,18 +57,23 @@ _LONGEST_REFUSAL = 400
 
 def finished(record: Record, response: Response) -> Rejection | None:
     """The answer came, is not empty and ended by itself."""
-    if response.finish_reason == "error":
-        return _rejection(response, "finished", "error", response.error)
     if response.finish_reason == "length":
         return _rejection(
             response, "finished", "length", f"cut after {response.num_new_tokens} tokens"
         )
     if response.finish_reason == "content_filter":
         return _rejection(response, "finished", "refusal", "withheld by a content filter")
-    if not response.text.strip():
-        detail = "only reasoning came" if response.reasoning else ""
-        return _rejection(response, "finished", "empty", detail)
-    return None
+    return came(record, response)
+
+
+def came(record: Record, response: Response) -> Rejection | None:
+    """There is an answer with something in it; nobody can learn another, whatever the checks are."""
+    if response.finish_reason == "error":
+        return _rejection(response, "finished", "error", response.error)
+    if response.text.strip():
+        return None
+    detail = "only reasoning came" if response.reasoning else ""
+    return _rejection(response, "finished", "empty", detail)
 
 
 def not_refusal(record: Record, response: Response) -> Rejection | None:
@@ -160,7 +165,8 @@ def first_fault(
                 record_id=record_id, turn=turn, check="finished", reason="error", detail="no answer"
             )
         prompt = with_answers(prompts, turn, said)
-        for check in checks:
+        asked = () if response.finish_reason == "error" else checks
+        for check in (*asked, came):
             rejection = check(prompt, response)
             if rejection is not None:
                 return rejection.model_copy(update={"turn": turn})
