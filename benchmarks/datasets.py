@@ -27,6 +27,7 @@ from potstill.rundir import RunDir
 from potstill.types import Estimate, Report
 
 ROOT = Path(__file__).resolve().parent.parent
+END = "<!-- end of the table -->"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def main() -> None:
     for case in CASES:
         if case.dataset in options.only:
             one(case, options.data, options.runs)
-        options.out.write_text(page(options.runs), encoding="utf-8")
+        put(options.out, page(options.runs))
 
 
 def one(case: Case, data: Path, runs: Path) -> None:
@@ -222,6 +223,12 @@ def page(runs: Path) -> str:
             + f" | {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] | {minutes:.1f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def put(out: Path, table: str) -> None:
+    """Writes the page; what somebody wrote under the table stays."""
+    before = out.read_text(encoding="utf-8") if out.exists() else ""
+    out.write_text(f"{table}\n{END}\n\n{before.partition(END)[2].lstrip()}", encoding="utf-8")
 
 
 def show(found: Estimate) -> str:

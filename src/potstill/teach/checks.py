@@ -67,7 +67,7 @@ def finished(record: Record, response: Response) -> Rejection | None:
 
 
 def came(record: Record, response: Response) -> Rejection | None:
-    """There is an answer with something in it; nobody can learn another, whatever the checks are."""
+    """An answer came, with something in it; no other can be learnt, whatever the checks are."""
     if response.finish_reason == "error":
         return _rejection(response, "finished", "error", response.error)
     if response.text.strip():
