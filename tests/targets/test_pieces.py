@@ -2,11 +2,11 @@
 
 import pytest
 from tiny import tiny_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from vocabularies import sentencepiece
 
 from potstill.errors import VocabMismatch
-from potstill.targets.pieces import piece_bytes
+from potstill.targets.pieces import ids_by_bytes, piece_bytes
 
 TEXTS = ("The answer: 12 - 3 = 9.\n\n\tOK", "तीस दिनों", "😀 café", "  two  spaces ")
 
@@ -42,3 +42,22 @@ def test_a_tokenizer_of_another_kind_is_refused_with_the_way_out():
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(VocabMismatch, match=r"neither byte-level BPE nor .*loss.kind: sft"):
         piece_bytes(tokenizer)
+
+
+def test_each_token_is_found_by_its_bytes_and_control_tokens_by_their_names():
+    tokenizer = tiny_tokenizer()
+    words = ids_by_bytes(tokenizer, with_control=True)
+    assert len(words) == len(tokenizer)
+    assert words[b"<|im_end|>"] == tokenizer.eos_token_id
+    assert b"<|im_end|>" not in ids_by_bytes(tokenizer)
+
+
+def test_pieces_are_preferred_to_bytes_of_last_resort():
+    vocab = {"<unk>": 0, "<0x41>": 1, "<0xC3>": 2, "A": 3, "\u2581the": 4, "é": 5}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    words = ids_by_bytes(tokenizer)
+    assert words[b"A"] == 3 and words[b"\xc3"] == 2
+    assert words[b" the"] == 4 and words["é".encode()] == 5

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 from tiny import tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
-from potstill.data.pieces import ids_by_bytes
 from potstill.data.render import render, vocab_fingerprint
 from potstill.models.logprobs import LogprobArrays, pack_logprobs
 from potstill.targets.codec import Row
 from potstill.targets.store import TargetSettings, TargetStore, TargetWriter
-from potstill.teach.kept import Fitted, Lesson, Source, fitted, keep
+from potstill.teach.kept import Fitted, Lesson, Source, fitted, keep, words_of
 from potstill.types import Message, Response
 
 TOKENIZER = tiny_tokenizer()
@@ -60,7 +61,7 @@ def lesson(logprobs, *, answer=ANSWER, is_as_asked=True, learned=None, **changes
 
 
 def fit(one, *, source=RAW, ends=frozenset(), **changes):
-    words = lambda: ids_by_bytes(TOKENIZER)  # noqa: E731
+    words = lambda: words_of(TOKENIZER)  # noqa: E731
     return fitted(one, settings(**changes), source=source, words=words, ends=ends)
 
 
@@ -96,7 +97,7 @@ def test_any_end_token_that_is_known_as_one_stands_for_the_rows_own():
 
 
 def test_tokens_that_are_told_as_bytes_are_the_students_pieces():
-    spelled = {id_: word.hex() for word, id_ in ids_by_bytes(TOKENIZER).items()}
+    spelled = {id_: word.hex() for word, id_ in words_of(TOKENIZER).items()}
     by_id = told(tokens_of(ANSWER, end=False))
     table = tuple(spelled[id_] for id_ in range(V))
     by_bytes = by_id.model_copy(update={"tokens": table, "vocab_fingerprint": None})
@@ -121,7 +122,7 @@ def test_what_the_students_vocabulary_has_not_is_left_out_and_counted():
 
 
 def test_tokens_that_are_spelled_alike_count_once():
-    spelled = {id_: word.hex() for word, id_ in ids_by_bytes(TOKENIZER).items()}
+    spelled = {id_: word.hex() for word, id_ in words_of(TOKENIZER).items()}
     other = spelled[70]
     table = tuple(other if id_ in range(5, 60) else spelled[id_] for id_ in range(V))
     alike = told([id_ for id_ in tokens_of("It", end=False)])
@@ -186,3 +187,9 @@ def test_what_fits_is_in_the_store_and_the_rest_is_named(tmp_path):
     assert len(store.lookup(key)[0]) == len(tokens_of(ANSWER))
     again = keep([fits], TargetWriter(tmp_path, settings()), source=RAW, tokenizer=TOKENIZER)
     assert not again.misfits
+
+
+def test_words_of_another_kind_of_tokenizer_are_not_guessed_at():
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    assert words_of(PreTrainedTokenizerFast(tokenizer_object=backend)) == {}

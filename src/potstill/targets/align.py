@@ -23,7 +23,7 @@ from torch import Tensor
 
 from potstill.data.render import Rendered, end_token_ids
 from potstill.errors import VocabMismatch
-from potstill.targets.pieces import piece_bytes
+from potstill.targets.pieces import ids_by_bytes
 
 WAY_OUT = (
     "learn from the teacher's text (loss.kind: sft), or take a student of the teacher's family"
@@ -68,7 +68,7 @@ def shared_tokens(teacher_tokenizer: Any, student_tokenizer: Any) -> SharedToken
     Raises:
         VocabMismatch: If a tokenizer's pieces cannot be told, or too few are shared.
     """
-    teacher, student = (_ids_by_bytes(one) for one in (teacher_tokenizer, student_tokenizer))
+    teacher, student = (ids_by_bytes(one) for one in (teacher_tokenizer, student_tokenizer))
     ends = (end_token_ids(teacher_tokenizer)[0], end_token_ids(student_tokenizer)[0])
     pairs = [(teacher[piece], id_) for piece, id_ in student.items() if piece in teacher]
     # A token that ends turns has no other counterpart, even if it was declared as plain text.
@@ -146,18 +146,3 @@ def shared_logits(
     head_N = logits_NV[:, :num_shared].logsumexp(-1)
     tail_N = logits_NV[:, num_shared:].logsumexp(-1)
     return logits_NV[:, :num_shared], torch.sigmoid(tail_N - head_N)
-
-
-def _ids_by_bytes(tokenizer: Any) -> dict[bytes, int]:
-    """The token that a tokenizer uses for each piece of bytes."""
-    texts = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    found: dict[bytes, int] = {}
-    is_last_resort: set[bytes] = set()
-    for id_, piece in enumerate(piece_bytes(tokenizer)):
-        if piece is None:
-            continue
-        last_resort = len(piece) == 1 and (texts.id_to_token(id_) or "").startswith("<0x")
-        if piece not in found or (piece in is_last_resort and not last_resort):
-            found[piece] = id_
-            (is_last_resort.add if last_resort else is_last_resort.discard)(piece)
-    return found

@@ -45,6 +45,31 @@ def piece_bytes(tokenizer: Any) -> list[bytes | None]:
     return pieces
 
 
+def ids_by_bytes(tokenizer: Any, *, with_control: bool = False) -> dict[bytes, int]:
+    """Bytes -> the token that a tokenizer uses for them.
+
+    Of two tokens of the same bytes the ordinary piece is meant, not SentencePiece's byte of last
+    resort; of two pieces the first.
+
+    Args:
+        with_control: Control tokens stand for their names, where no piece does.
+
+    Raises:
+        VocabMismatch: As `piece_bytes`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    found: dict[bytes, int] = {}
+    last_resort: dict[bytes, int] = {}
+    for id_, piece in enumerate(piece_bytes(tokenizer)):
+        name = backend.id_to_token(id_) or ""
+        if piece is None:
+            if with_control and name:
+                last_resort.setdefault(name.encode(), id_)
+        else:
+            (last_resort if _BYTE.fullmatch(name) else found).setdefault(piece, id_)
+    return {**last_resort, **found}
+
+
 def _byte_level(piece: str) -> bytes | None:
     try:
         return bytes(_LETTERS[letter] for letter in piece)

@@ -19,10 +19,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from potstill.config import LogprobsMode
-from potstill.data.pieces import ids_by_bytes
 from potstill.data.render import Rendered
+from potstill.errors import VocabMismatch
 from potstill.models.logprobs import LogprobArrays, logprob_arrays
 from potstill.targets.codec import Row, topk_row
+from potstill.targets.pieces import ids_by_bytes
 from potstill.targets.store import TargetSettings, TargetWriter, content_key
 from potstill.types import Logprobs, Message, Response
 
@@ -110,6 +111,17 @@ class Kept(NamedTuple):
 Words = Callable[[], dict[bytes, int]]
 
 
+def words_of(tokenizer: Any) -> dict[bytes, int]:
+    """A tokenizer's tokens by their bytes, control tokens by their names; none of an unknown kind.
+
+    Answers that are told in words of an unknown kind fit nowhere, and are scored in another way.
+    """
+    try:
+        return ids_by_bytes(tokenizer, with_control=True)
+    except VocabMismatch:
+        return {}
+
+
 def keep(
     lessons: Iterable[Lesson],
     writer: TargetWriter,
@@ -124,7 +136,7 @@ def keep(
         tokenizer: The student's; compares tokens that are known by their bytes.
         on_progress: Called with the rows that were looked at.
     """
-    words = functools.cache(lambda: ids_by_bytes(tokenizer))
+    words = functools.cache(lambda: words_of(tokenizer))
     ends = frozenset(tokenizer.all_special_ids)
     found, fits = Kept({}, {}, {}), set[bytes]()
     pending: dict[bytes, Fitted] = {}
