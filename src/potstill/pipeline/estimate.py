@@ -21,7 +21,7 @@ from potstill.pipeline.data import load, split
 from potstill.pipeline.estimate_training import TrainingForecast, estimate_training
 from potstill.pipeline.preflight import ref_of
 from potstill.rundir import JsonLines, LedgerDir, RunDir
-from potstill.teach.outcomes import response_of
+from potstill.teach.outcomes import kept_responses
 from potstill.teach.prompts import teacher_prompt
 from potstill.types import Message, Noun, Record
 
@@ -292,19 +292,12 @@ def _answer_tokens(
 
 def _lengths_in_ledger(run: RunDir) -> list[int]:
     """Tokens of the first answers that a run keeps; reads beside a run that goes on."""
-    folder, found = LedgerDir(run.responses), []
-    for number in folder.segments():
-        with folder.segment(number).open("rb") as lines:
-            for line in lines:
-                try:
-                    response = response_of(line)
-                except ValueError:
-                    continue  # damaged, or being written: the ledger deals with it
-                if response.finish_reason != "error" and response.num_new_tokens:
-                    found.append(response.num_new_tokens)
-                if len(found) >= _MOST_ANSWERS:
-                    return found
-    return found
+    lengths = (
+        response.num_new_tokens
+        for response in kept_responses(LedgerDir(run.responses))
+        if response.finish_reason != "error" and response.num_new_tokens
+    )
+    return list(itertools.islice(lengths, _MOST_ANSWERS))
 
 
 def _cost(

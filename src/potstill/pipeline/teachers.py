@@ -19,7 +19,7 @@ from potstill.pipeline.preflight import privacy_of, ref_of, teacher_key
 from potstill.protocols import ChatModel
 from potstill.rundir import LedgerDir, content_hash, iter_jsonl
 from potstill.teach.checks import build_checks
-from potstill.teach.outcomes import response_of
+from potstill.teach.outcomes import kept_responses
 from potstill.types import Record, Response
 
 
@@ -124,18 +124,11 @@ def said_by(ctx: Context) -> dict[str, dict[str, Any]]:
         return {}
     names = labels_of(ctx.config.teachers)
     found = {name: {"answers": 0, "failed": 0, "cost": 0.0} for name in names}
-    folder = LedgerDir(ctx.run.responses)
-    for number in folder.segments():
-        with folder.segment(number).open("rb") as lines:
-            for line in lines:
-                try:
-                    response = response_of(line)
-                except ValueError:
-                    continue  # damaged: the ledger sets it aside
-                if response.teacher in found:
-                    one = found[response.teacher]
-                    one["failed" if response.finish_reason == "error" else "answers"] += 1
-                    one["cost"] += response.cost or 0.0
+    for response in kept_responses(LedgerDir(ctx.run.responses)):
+        if response.teacher in found:
+            one = found[response.teacher]
+            one["failed" if response.finish_reason == "error" else "answers"] += 1
+            one["cost"] += response.cost or 0.0
     return found
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 
 from pydantic_core import PydanticSerializationError
 
 from potstill.models.failures import Failure
+from potstill.rundir import LedgerDir
 from potstill.teach.index import State
 from potstill.types import Noun, Response
 
@@ -128,3 +130,18 @@ def response_of(line: bytes) -> Response:
         return Response.model_validate_json(line)
     except ValueError:
         return Response.model_validate(json.loads(line))
+
+
+def kept_responses(folder: LedgerDir) -> Iterator[Response]:
+    """All outcomes of a ledger's files, also stale ones; reads beside a run that goes on.
+
+    Lines that are damaged, or being written, are passed over: the ledger deals with them.
+    """
+    for number in folder.segments():
+        with folder.segment(number).open("rb") as lines:
+            for line in lines:
+                try:
+                    response = response_of(line)
+                except ValueError:
+                    continue
+                yield response
