@@ -11,14 +11,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from pathlib import Path
 
 import pytest
 import yaml
-from fake_endpoint import FakeEndpoint, completion, serving
+from aiohttp import web
+from fake_endpoint import FakeEndpoint, completion, served
 from tiny import tiny_llama
 
 from potstill.rundir import RunDir, read_jsonl
@@ -38,7 +38,9 @@ class Parrot(FakeEndpoint):
 
     async def handle(self, request):
         if self.hangs and len(self.bodies) >= NUM_BEFORE_THE_CRASH:
-            await asyncio.sleep(60)
+            while self.hangs:
+                await asyncio.sleep(0.05)
+            return web.Response(status=503)  # to nobody: who asked has crashed
         return await super().handle(request)
 
     def refuses(self, request, body):
@@ -51,30 +53,6 @@ class Parrot(FakeEndpoint):
         if number in (5, 14):
             return 200, f"<html>{said}</html>"
         return 200, completion(f"Noted by {request.headers['Authorization']}: {said[-90:]}")
-
-
-@contextlib.contextmanager
-def parrot():
-    fake, started = Parrot(), threading.Event()
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
-
-    async def serve():
-        async with serving(fake):
-            started.set()
-            await stop.wait()
-            for task in asyncio.all_tasks():
-                if task is not asyncio.current_task():
-                    task.cancel()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    started.wait()
-    try:
-        yield fake
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
 
 
 def prepare(folder, url):
@@ -144,7 +122,8 @@ def allowed(path):
 
 
 def test_key_and_customer_are_nowhere_they_must_not_be_even_when_it_crashes(tmp_path):
-    with parrot() as fake:
+    fake = Parrot()
+    with served(fake):
         prepare(tmp_path, fake.url)
         process = start(tmp_path)
         deadline = time.monotonic() + 120

@@ -1,13 +1,11 @@
 """From a production log to accepted answers, with an endpoint that is shown nothing personal."""
 
-import asyncio
 import contextlib
 import json
 import random
-import threading
 
 import pytest
-from fake_endpoint import FakeEndpoint, completion, serving
+from fake_endpoint import FakeEndpoint, completion, served
 from tiny import tiny_llama
 
 from potstill.config import parse_config
@@ -38,25 +36,10 @@ def row(number, **changes):
 
 @contextlib.contextmanager
 def endpoint():
-    """A server in a thread of its own that repeats the last turn of what it is asked."""
+    """A server that repeats the last turn of what it is asked."""
     fake = FakeEndpoint(answer=lambda body: completion(f"Noted: {body['messages'][-1]['content']}"))
-    started, loop = threading.Event(), asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve():
-        async with serving(fake):
-            started.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    started.wait()
-    try:
+    with served(fake):
         yield fake
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,13 @@
 """New prompts: asked for in rounds, new indeed, marked, answered like the others, and counted."""
 
-import asyncio
 import contextlib
 import itertools
 import json
 import re
-import threading
 
 import pytest
 import yaml
-from fake_endpoint import FakeEndpoint, completion, serving
+from fake_endpoint import FakeEndpoint, completion, served
 from pages import PAGES, blocks
 
 from potstill.config import parse_config
@@ -45,24 +43,9 @@ def endpoint(writes):
             return completion(next(replies))
         return completion(f"The Wye, of {len(text)} letters")
 
-    fake, started = FakeEndpoint(answer=answer), threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def serve():
-        async with serving(fake):
-            started.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    started.wait()
-    try:
+    fake = FakeEndpoint(answer=answer)
+    with served(fake):
         yield fake
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
 
 
 def written(*numbers):

@@ -1,7 +1,5 @@
 """The probe trains for a moment, finds what fits, and leaves nothing behind."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -171,9 +169,10 @@ def test_energy_is_what_the_packages_counted_also_when_a_counter_turned_over(tmp
     assert meter.joules() == pytest.approx((200 + 200) / 1e6)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_counter_that_may_not_be_read_is_not_counted(tmp_path):
-    (package(tmp_path, "intel-rapl:0", 100) / "energy_uj").chmod(0)
+def test_a_counter_that_cannot_be_read_is_not_counted(tmp_path):
+    counter = package(tmp_path, "intel-rapl:0", 100) / "energy_uj"
+    counter.unlink()
+    counter.mkdir()  # an OSError, as for whoever is not root, but also for root
     assert EnergyMeter(tmp_path, gpus=[]).joules() is None
 
 
