@@ -56,7 +56,7 @@ def main() -> None:
         lines = PARTS[part](options)
         text = "\n".join([*heading(part, options), "", *lines])
         print(text, flush=True)
-        put(options.out, part, text)
+        put(options.out, "memory inside" if part == "memory" and options.inside else part, text)
 
 
 # Asking, with and without a ledger

@@ -289,7 +289,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(tmp_path, point):
                        for n in acknowledged)  # fmt: skip
 
 
-def test_a_failing_index_acknowledges_nothing(tmp_path):
+def test_a_failing_index_ends_the_run_and_loses_no_answer(tmp_path):
     async def work():
         with Ledger(tmp_path) as ledger:
             ledger.begin("train")
@@ -297,13 +297,39 @@ def test_a_failing_index_acknowledges_nothing(tmp_path):
             with sqlite3.connect(LedgerDir(tmp_path).index) as db:
                 db.execute("DROP TABLE wanted")
             await ledger.put(OUTCOMES[1], 1)
+            await ledger.flush()
 
     with pytest.raises(PotstillError, match="no such table: wanted"):
         asyncio.run(work())
+    LedgerDir(tmp_path).index.unlink()
+    assert found(tmp_path, OUTCOMES) == [0, 1]
+
+
+@pytest.mark.parametrize("most_bytes", [2**20, 4_000], ids=["one segment", "many segments"])
+def test_answers_and_cost_outlive_a_crash_before_the_index_followed(tmp_path, most_bytes):
+    """Its entries are saved at once at first, and after that a second later or a thousand."""
+
+    async def work(say):
+        with Ledger(tmp_path, most_bytes=most_bytes) as ledger:
+            ledger.begin("train")
+            for n in range(40):
+                await ledger.put(outcome(n), n)
+                say("kept", n)
+            with sqlite3.connect(LedgerDir(tmp_path).index) as db:
+                (indexed,) = db.execute("SELECT count(*) FROM outcomes").fetchone()
+            say("end", indexed)
+            os._exit(0)
+
+    said = in_child(work, None)
+    assert len(said["kept"]) == 40 and said["end"][0] < 40
+    assert found(tmp_path, [outcome(n) for n in range(41)]) == list(range(40))
+    with Ledger(tmp_path) as ledger:
+        assert ledger.cost == 40 * 0.5
+        assert (ledger.verify().num_done, ledger.num_damaged) == (40, 0)
 
 
 def test_writing_waits_for_company(tmp_path):
-    """One write in 50 milliseconds, so that a thousand answers cost a few."""
+    """One write in 75 milliseconds, so that a thousand answers cost a few."""
     syncs = []
 
     async def work():
@@ -316,7 +342,7 @@ def test_writing_waits_for_company(tmp_path):
             return time.monotonic() - started
 
     seconds = asyncio.run(work())
-    assert len(syncs) <= seconds / 0.05 + 2
+    assert len(syncs) <= seconds / 0.075 + 2
 
 
 def die_often(folder, num_kills, num, num_open=64, *, longest=0.15):

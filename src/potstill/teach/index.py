@@ -147,7 +147,7 @@ class Index:
 
     def save(
         self,
-        outcomes: Sequence[tuple[bytes, Row]],
+        outcomes: Sequence[tuple[bytes, State, Span]],
         wants: Sequence[Sequence[Want]],
         asked: Sequence[int],
         segment: tuple[int, int, bytes],
@@ -164,16 +164,16 @@ class Index:
         """
         statements = []
         if outcomes:
-            keys = b"".join(key + row.span.checksum for key, row in outcomes)
-            rows = [[row.state, *row.span[:3]] for _, row in outcomes]
+            keys = b"".join([key + span.checksum for key, _, span in outcomes])
+            rows = [(state, *span[:3]) for _, state, span in outcomes]
             number, size, digest = segment
             statements.append(_spelled(_SAVE, keys=keys, rows=rows))
             statements.append(_spelled(_KEEP_SEGMENT, number=number, size=size, digest=digest))
         if cost:
             statements.append(_spelled(_SPEND, cost=cost))
         for some in wants:
-            keys = b"".join(want.key for want in some)
-            rows = [[want.record, want.sample, want.turn, want.state] for want in some]
+            keys = b"".join([want.key for want in some])
+            rows = [(want.record, want.sample, want.turn, want.state) for want in some]
             part, ask = asked
             statements.append(_spelled(_WANT, keys=keys, rows=rows, part=part, ask=ask))
         with self._lock, self._undone_on_failure():

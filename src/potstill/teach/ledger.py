@@ -1,8 +1,9 @@
 """The ledger of the teacher's answers: one outcome for each request, kept before it counts.
 
 A folder of append-only JSONL segments, which a person can read, and an SQLite index, which can
-be made again from them. An outcome is acknowledged when its line and its index entry are on the
-disk itself; many are written together, so that this costs little.
+be made again from them. An outcome is acknowledged when its line is on the disk itself; many are
+written together, so that this costs little. The index follows within a second; what a crash
+kept from it is taken in from the segments by whoever opens the ledger next.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import itertools
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +22,15 @@ from potstill.errors import AnswersLost, PotstillError
 from potstill.rundir import LedgerDir, locked
 from potstill.teach.index import Row, State, Want, open_index
 from potstill.teach.outcomes import Inventory, key_of, line_of, response_of, state_of
-from potstill.teach.segments import MOST_BYTES, Segments
+from potstill.teach.segments import MOST_BYTES, Segments, Span
 from potstill.teach.spending import Spending, told, waste_of
 from potstill.teach.writer import MOST_TOGETHER, Item, Writer
 from potstill.types import Record, Response
+
+_MOST_UNINDEXED = 1024
+_MOST_SECONDS_UNINDEXED = 1.0
+# An entry of the index costs half as much among a thousand as among a hundred: keys are hashes, so
+# that few entries share a page, and every page that changes is written once for each transaction.
 
 
 class Ledger:
@@ -57,6 +64,10 @@ class Ledger:
         self._segments = Segments(self.folder, write=write, sync=sync, most_bytes=most_bytes)
         self._asked: Sequence[int] = (0, 0)
         self._first = 0
+        self._unindexed: list[tuple[bytes, State, Span]] = []
+        self._wanted: list[Sequence[Want]] = []
+        self._cost = 0.0
+        self._indexed_at = 0.0
         self._writer = Writer(self._write)
 
     def __enter__(self) -> Ledger:
@@ -69,7 +80,7 @@ class Ledger:
             except (OSError, sqlite3.Error) as error:
                 raise PotstillError(self._unwritable(error)) from error
             self._writer.start()
-            stack.callback(self._writer.finish)
+            stack.callback(self._finish)
             self._stack = stack.pop_all()
         return self
 
@@ -159,7 +170,7 @@ class Ledger:
             self._writer.add(Item(None, wants=wants))
 
     async def flush(self) -> None:
-        """Returns when everything is on the disk.
+        """Returns when everything is on the disk, and in the index.
 
         Raises:
             PotstillError: If it cannot be written.
@@ -288,7 +299,7 @@ class Ledger:
                 except ValueError:
                     unreadable.append(span)
                     continue
-                outcomes.append((key_of(response), Row(state_of(response), span)))
+                outcomes.append((key_of(response), state_of(response), span))
                 cost += response.cost or 0.0
             self._segments.set_aside(unreadable)
             self.num_damaged += len(unreadable)
@@ -304,19 +315,38 @@ class Ledger:
         wants = [item.want for item in items if item.want]
         try:
             spans = self._segments.append(lines) if lines else []
-            outcomes = [
-                (want.key, Row(want.state, span)) for want, span in zip(wants, spans, strict=True)
+            self._unindexed += [
+                (want.key, want.state, span) for want, span in zip(wants, spans, strict=True)
             ]
-            segment = (self._segments.number, self._segments.size, self._segments.digest)
-            cost = sum(item.cost for item in items)
-            more = [item.wants for item in items if item.wants]
-            self._index.save(outcomes, [wants, *more], self._asked, segment, cost)
+            self._wanted += [some for some in (wants, *(item.wants for item in items)) if some]
+            self._cost += sum(item.cost for item in items)
+            if any(item.want is None and not item.wants for item in items) or self._is_due():
+                self._save_index()
         except (OSError, sqlite3.Error) as error:
             return self._unwritable(error)
         except Exception as error:
             # A fault of ours ends the run in the same order; in a thread nobody would see it.
             return f"{self.path} was not written: {error!r}"
         return ""
+
+    def _is_due(self) -> bool:
+        """Whether the index must follow now; it notes the size of one segment at a time."""
+        return (
+            self._segments.is_full
+            or time.monotonic() - self._indexed_at > _MOST_SECONDS_UNINDEXED
+            or sum(map(len, self._wanted)) >= _MOST_UNINDEXED
+        )
+
+    def _save_index(self) -> None:
+        segment = (self._segments.number, self._segments.size, self._segments.digest)
+        self._index.save(self._unindexed, self._wanted, self._asked, segment, self._cost)
+        self._unindexed, self._wanted, self._cost = [], [], 0.0
+        self._indexed_at = time.monotonic()
+
+    def _finish(self) -> None:
+        self._writer.finish()
+        if not self._writer.failure:
+            self._writer.failure = self._write([Item(None)])
 
     def _unwritable(self, error: Exception) -> str:
         reason = (isinstance(error, OSError) and error.strerror) or error

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
+from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
 
 from potstill.models.failures import Failure
@@ -14,6 +15,7 @@ from potstill.teach.index import State
 from potstill.types import Noun, Response
 
 _CANCELLED = f"{Failure.CANCELLED}: "
+_LINES = TypeAdapter(Response)  # makes bytes, where `model_dump_json` makes a string of them first
 
 
 class Inventory(Noun):
@@ -118,7 +120,7 @@ def state_of(response: Response) -> State:
 def line_of(response: Response) -> bytes:
     """One line of JSON."""
     try:
-        return response.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        return _LINES.dump_json(response, exclude_defaults=True) + b"\n"
     except PydanticSerializationError:
         # Half a surrogate pair has no UTF-8; an escape brings it back as it was.
         return json.dumps(response.model_dump(mode="json", exclude_defaults=True)).encode() + b"\n"

@@ -69,6 +69,11 @@ class Segments:
         """Hash of the segment that is being written."""
         return self._hash.digest()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next lines begin another segment."""
+        return self.size >= self._most_bytes
+
     def resume(self, number: int, size: int) -> None:
         """Goes on writing behind the first `size` bytes of a segment."""
         self.number, self.size = number, size
@@ -76,7 +81,7 @@ class Segments:
 
     def append(self, lines: Sequence[bytes]) -> list[Span]:
         """Puts lines on the disk itself: all of them, or none where it raises OSError."""
-        if self.size >= self._most_bytes:
+        if self.is_full:
             self._end_segment()
         if self._file is None:
             self._file = self._open_for_writing()

@@ -16,7 +16,7 @@ from potstill.teach.index import Want
 MOST_TOGETHER = 256
 """Pieces that are written together at most."""
 
-_GATHER_SECONDS = 0.05
+_GATHER_SECONDS = 0.075
 
 
 class Item(NamedTuple):
@@ -38,7 +38,7 @@ class Item(NamedTuple):
 
 
 class Writer:
-    """Writes in the order in which it was handed things, at most 256 or 50 ms of them at once.
+    """Writes in the order in which it was handed things, at most 256 or 75 ms of them at once.
 
     The event loop only hands over; files and database are this thread's, so that a slow disk
     holds up nobody who asks.
