@@ -173,7 +173,7 @@ def compare(case: Case) -> tuple[str, ...]:
     """A line of the table."""
 
     def of(function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> tuple[float, Tensor]:
-        leaf = case.leaf.to(dtype).requires_grad_()
+        leaf = case.leaf.detach().to(dtype, copy=True).requires_grad_()
         total = function(leaf)
         total.backward()
         return total.item() / N, leaf.grad.double()
