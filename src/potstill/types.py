@@ -199,6 +199,20 @@ class Estimate(Noun):
     note: str = ""
 
 
+class Likelihood(Noun):
+    """How probable a model finds the known answer to one prompt."""
+
+    nats: float
+    """Minus the log-probability of its tokens and its end."""
+
+    num_tokens: int
+    num_bytes: int
+    """Of the known answer in UTF-8."""
+
+    divergence_nats: float | None = None
+    """KL(teacher || model) summed over the tokens; None where it cannot be had."""
+
+
 class Sample(Noun):
     """One answer of one model to one turn of one test record, and what it was worth."""
 
@@ -225,6 +239,12 @@ class Sample(Noun):
     error: str = ""
     fingerprint: str = ""
     """Hash of model, prompt and decoding: while it is the same, the answer is not asked again."""
+
+    confidence: float | None = None
+    """Probability that the model gave to all tokens of its answer; None where it does not tell."""
+
+    likelihood: Likelihood | None = None
+    """Of the known answer; only where a metric asks for it."""
 
     metadata: dict[str, Any] = {}
 
@@ -274,6 +294,15 @@ METRIC_ALIASES = {
     "f1_score": "f1",
     "rouge": "rouge_l",
     "exact": "exact_match",
+    "em": "exact_match",
+    "f1_macro": "macro_f1",
+    "rouge1": "rouge_1",
+    "rouge2": "rouge_2",
+    "rougeL": "rouge_l",
+    "sacrebleu": "bleu",
+    "expected_calibration_error": "ece",
+    "ppl": "perplexity",
+    "kl_divergence": "divergence",
 }
 """Names that other tools use -> ours."""
 
@@ -287,6 +316,9 @@ class Comparison(Noun):
     difference: float | None
     low: float | None = None
     high: float | None = None
+    method: str = ""
+    """How the interval was made."""
+
     n: int = 0
     test: str = ""
     p: float | None = None
@@ -324,6 +356,10 @@ class Report(Noun):
 
     confusion: dict[str, dict[str, dict[str, int]]] = {}
     """Closed answers only: model -> reference -> answer -> count; an unreadable answer is ""."""
+
+    inherited: dict[str, dict[str, dict[str, Estimate]]] = {}
+    """Faults that can come from the teacher: labels, groups, mistakes, refusals, language ->
+    where -> model -> how much. Only what could be measured."""
 
     gates: tuple[dict[str, Any], ...] = ()
     data: dict[str, Any] = {}

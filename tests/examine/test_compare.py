@@ -8,17 +8,16 @@ from examine.fake_models import sample
 
 from potstill.errors import ConfigError, DataError
 from potstill.examine.compare import (
-    agreement,
     compare,
     compare_all,
     confusion,
-    mcnemar,
     regressions_and_wins,
-    retention,
     verdict,
 )
+from potstill.examine.fidelity import agreement, retention
 from potstill.examine.gates import check_gates, parse_gate
 from potstill.examine.metrics import accuracy, get_metric
+from potstill.examine.resample import mcnemar
 from potstill.types import Estimate, Evaluation
 
 
@@ -74,7 +73,7 @@ def test_a_comparison_is_paired():
     error = math.sqrt((40 / 200 - 0.1**2) / 200)
     assert found.low == pytest.approx(0.1 - 1.96 * error, abs=0.01)
     assert found.high == pytest.approx(0.1 + 1.96 * error, abs=0.01)
-    assert found.detectable == pytest.approx((1.96 + 0.8416) * error, rel=0.05)
+    assert found.detectable == pytest.approx((1.96 + 0.8416) * error + 1 / 200, rel=0.05)
     assert found.verdict == "better"
 
 
@@ -125,7 +124,10 @@ def test_corpus_metrics_are_permuted_too():
     found = compare("a", "b", get_metric("chrf"), good, bad, margin=2.0, seed=0)
     assert found.p < 0.001 and found.verdict == "better"
     same = compare("a", "b", get_metric("chrf"), good, good, margin=2.0, seed=0)
-    assert same.p == 1.0 and same.verdict == "non_inferior"
+    assert same.p == 1.0 and same.verdict == "inconclusive"  # 60 equal answers show little
+    many = [s.model_copy(update={"record_id": f"{s.record_id}-{i}"}) for s in good for i in (0, 1)]
+    same = compare("a", "b", get_metric("chrf"), many, many, margin=2.0, seed=0)
+    assert same.verdict == "non_inferior" and "no unit differs" in same.method
 
 
 def test_p_values_of_one_pair_are_corrected_together():

@@ -194,7 +194,7 @@ def test_an_unknown_name_is_told_the_nearest():
 def test_a_plugin_is_found_by_module_and_attribute():
     assert get_metric("potstill.examine.metrics:accuracy") is accuracy
     with pytest.raises(ConfigError, match="has no"):
-        get_metric("potstill.examine.metrics:words")
+        get_metric("potstill.examine.metrics:math")
 
 
 @pytest.mark.parametrize("name", BUILTIN["metric"])

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from potstill import console
-from potstill.cli import audition, demo, estimate, jobs, look, run, targets
+from potstill.cli import audition, demo, estimate, jobs, look, run, seeds, targets
 from potstill.cli.options import ended
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ audition.add_to(app)
 estimate.add_to(app)
 jobs.add_to(app)
 look.add_to(app)
+seeds.add_to(app)
 targets.add_to(app)
 
 

@@ -122,6 +122,11 @@ class EvaluateConfig(Section):
     fields_join: str | None = None
     """The function that puts fields together to an answer, `module:attribute`."""
 
+    slices: tuple[str, ...] = ("label", "source", "language")
+    """Fields of the rows that the test set is cut by in the report, beside the length of the
+    prompt: any column that is not prompt or answer. `label` is also the right answer where
+    there are few."""
+
     num_few: int = Field(48, ge=1)
     """Known answers that the `gold_few` student learns from."""
 

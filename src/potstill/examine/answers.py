@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
-from potstill.tasks.words import fold, normal_answer, words
+from potstill.tasks.words import normal_answer, words
 from potstill.types import Sample
 
 RUN = 4
 """Words in a row that count as copied rather than as shared vocabulary."""
-
-_REFUSAL = re.compile(
-    r"(i'?m|i am) (very |really |so )?(sorry|afraid)\b.{0,40}"
-    r"\b(can'?t|cannot|unable|not able|won'?t)"
-    r"|(sorry|unfortunately|apologies),? (but )?i (can'?t|cannot|won'?t|am unable|am not able)"
-    r"|i (can'?t|cannot|won'?t|will not|am unable to|am not able to|must decline to) "
-    r"(help|assist|answer|comply|provide|fulfil|do that|discuss|continue)"
-    r"|as an? (ai|artificial intelligence|language model)\b"
-)
 
 
 def answer_text(sample: Sample) -> str:
@@ -43,9 +32,3 @@ def copied_share(answer: str, prompt: str) -> float:
     there = {tuple(given[i : i + length]) for i in range(len(given) - length + 1)}
     runs = [tuple(said[i : i + length]) for i in range(len(said) - length + 1)]
     return sum(run in there for run in runs) / len(runs)
-
-
-def is_refusal(text: str) -> bool:
-    """Whether a text begins by saying that it will not answer (English)."""
-    start = fold(text)[:160].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    return _REFUSAL.search(start) is not None

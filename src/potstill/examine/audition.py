@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from potstill.examine import numbers
-from potstill.examine.compare import FEW_RECORDS, compare, holm
+from potstill.examine.compare import compare, holm
 from potstill.examine.markdown import safe, table, titled
-from potstill.examine.metrics import estimate, truncation_rate
+from potstill.examine.metrics import estimate
+from potstill.examine.rates import truncation_rate
 from potstill.examine.report_verdict import metric_text
-from potstill.examine.resample import wilson
+from potstill.examine.resample import FEW_RECORDS, wilson
 from potstill.protocols import Metric
 from potstill.types import SCHEMA_VERSION, Comparison, Estimate, Noun, Sample
 

@@ -6,7 +6,6 @@ interval of the difference lies above minus the margin. "Not significant" is not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -15,10 +14,14 @@ from typing import Any, Literal
 import numpy as np
 
 from potstill.errors import DataError
-from potstill.examine.metrics import MeanMetric, estimate
+from potstill.examine.metrics import rows_of
 from potstill.examine.resample import (
+    FEW_RECORDS,
     NUM_RESAMPLES,
     Z,
+    affordable,
+    mcnemar,
+    paired_error,
     percentile_interval,
     resampled_sums,
     sum_by_unit,
@@ -26,11 +29,11 @@ from potstill.examine.resample import (
     unit_ids,
 )
 from potstill.protocols import Metric
-from potstill.types import Comparison, Estimate, Sample
+from potstill.types import Comparison, Sample
 
 ALPHA = 0.05
 POWER_Z = NormalDist().inv_cdf(0.8)
-FEW_RECORDS = 50
+MCNEMAR = "mcnemar-exact"
 FEW_DISCORDANT = 10
 MAX_LISTED = 50
 
@@ -47,8 +50,17 @@ class Paired:
     units: np.ndarray
     num_unpaired: int
 
+    is_share: bool
+    """Whether the metric is a share of answers: rows are 0 or 1."""
+
     def unit_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both models' rows, added up by the unit that they are drawn with."""
         return sum_by_unit(self.a, self.units), sum_by_unit(self.b, self.units)
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether a unit holds several answers."""
+        return int(self.units.max()) + 1 < len(self.a)
 
 
 def join(*models: Samples) -> list[list[Sample]]:
@@ -67,12 +79,15 @@ def join(*models: Samples) -> list[list[Sample]]:
 def pair(metric: Metric, samples_a: Samples, samples_b: Samples) -> Paired:
     """Rows of both models on the turns that both answered and that the metric counts."""
     a, b = join(samples_a, samples_b)
-    rows_a, rows_b = metric.rows(a), metric.rows(b)
+    rows_a, rows_b = rows_of(metric, a), rows_of(metric, b)
     used = np.flatnonzero(rows_a.any(axis=1) | rows_b.any(axis=1))
     if len(used) == 0:
         raise DataError(f"{metric.name} counts none of the {len(a)} answers; have they references?")
     missing = max(len(samples_a), len(samples_b)) - len(a)
-    return Paired(rows_a[used], rows_b[used], unit_ids([a[i] for i in used]), missing)
+    rows_a, rows_b = rows_a[used], rows_b[used]
+    is_mean = getattr(metric, "is_mean", False)
+    is_share = is_mean and bool(np.isin([rows_a[:, 0], rows_b[:, 0]], (0.0, 1.0)).all())
+    return Paired(rows_a, rows_b, unit_ids([a[i] for i in used]), missing, is_share)
 
 
 def compare(
@@ -97,12 +112,26 @@ def compare(
         DataError: If the two share no record.
     """
     paired = pair(metric, samples_a, samples_b)
+    return compare_paired(
+        a, b, metric, paired, margin=margin, seed=seed, num_resamples=num_resamples
+    )
+
+
+def compare_paired(
+    a: str,
+    b: str,
+    metric: Metric,
+    paired: Paired,
+    *,
+    margin: float | None,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+) -> Comparison:
+    """As `compare`, of rows that are paired already."""
     unit_a, unit_b = paired.unit_rows()
-    num_columns = unit_a.shape[1]
     difference = float(metric.value(unit_a.sum(axis=0)) - metric.value(unit_b.sum(axis=0)))
-    sums = resampled_sums(np.hstack([unit_a, unit_b]), seed=seed, num_resamples=num_resamples)
-    drawn = metric.value(sums[:, :num_columns]) - metric.value(sums[:, num_columns:])
-    low, high = percentile_interval(drawn) if len(unit_a) > 1 else (None, None)
+    num_resamples = affordable(len(unit_a), num_resamples)
+    low, high, error, method = _interval(metric, paired, seed, num_resamples)
     test, p, discordant = _test(metric, paired, difference, seed, num_resamples)
     n = len(paired.a)
     return Comparison(
@@ -112,6 +141,7 @@ def compare(
         difference=difference,
         low=low,
         high=high,
+        method=method,
         n=n,
         test=test,
         p=p,
@@ -119,9 +149,38 @@ def compare(
         discordant=discordant,
         verdict=verdict(low, high, p, margin, higher_is_better=metric.higher_is_better),
         margin=margin,
-        detectable=float((Z + POWER_Z) * np.nanstd(drawn)) or None,
+        # An exact test of counts needs about half an answer more on each side.
+        detectable=None if error is None else (Z + POWER_Z) * error + (test == MCNEMAR) / n,
         note=_note(n, len(unit_a), discordant, paired.num_unpaired),
     )
+
+
+def _interval(
+    metric: Metric, paired: Paired, seed: int, num_resamples: int
+) -> tuple[float | None, float | None, float | None, str]:
+    """Both ends of the difference's interval, its standard error, and how they were made.
+
+    Where two models agree on every unit, resamples have nothing to tell apart; then the units
+    count as pairs of right and wrong that all agree, which is not the same as surely equal.
+    """
+    unit_a, unit_b = paired.unit_rows()
+    num_units = len(unit_a)
+    if num_units < 2:
+        return None, None, None, "none"
+    is_same = bool((unit_a == unit_b).all())
+    if is_same or (paired.is_share and not paired.is_clustered):
+        a, b = paired.a[:, 0], paired.b[:, 0]
+        only_a, only_b = (0, 0) if is_same else (int((a > b).sum()), int((b > a).sum()))
+        scale = getattr(metric, "scale", 1.0)
+        centre, error = (scale * part for part in paired_error(only_a, only_b, num_units))
+        low, high = max(-scale, centre - Z * error), min(scale, centre + Z * error)
+        return low, high, error, "agresti-min" + (", no unit differs" if is_same else "")
+    sums = resampled_sums(np.hstack([unit_a, unit_b]), seed=seed, num_resamples=num_resamples)
+    width = unit_a.shape[1]
+    drawn = metric.value(sums[:, :width]) - metric.value(sums[:, width:])
+    how = ", groups" if paired.is_clustered else ""
+    method = f"bootstrap-percentile, {num_resamples:,} resamples, seed {seed}{how}"
+    return *percentile_interval(drawn), float(np.nanstd(drawn)), method
 
 
 def _test(
@@ -129,23 +188,15 @@ def _test(
 ) -> tuple[str, float, int | None]:
     """Name of the test, its two-sided p, and how many answers differ where they are 0 or 1."""
     a, b = paired.a[:, 0], paired.b[:, 0]
-    is_binary = getattr(metric, "is_mean", False) and bool(np.isin([a, b], (0.0, 1.0)).all())
-    discordant = int((a != b).sum()) if is_binary else None
+    discordant = int((a != b).sum()) if paired.is_share else None
+    if paired.is_share and not paired.is_clustered:
+        return MCNEMAR, mcnemar(int((a > b).sum()), int((b > a).sum())), discordant
     unit_a, unit_b = paired.unit_rows()
-    if is_binary and len(unit_a) == len(a):
-        return "mcnemar-exact", mcnemar(int((a > b).sum()), int((b > a).sum())), discordant
     moved = swapped_sums(unit_b - unit_a, seed=seed, num_resamples=num_resamples)
     swapped = metric.value(unit_a.sum(axis=0) + moved) - metric.value(unit_b.sum(axis=0) - moved)
     reached = np.abs(swapped) >= abs(difference) - 1e-12
     p = (1 + int(reached.sum())) / (1 + num_resamples)
     return f"permutation-paired, {num_resamples:,} swaps, seed {seed}", p, discordant
-
-
-def mcnemar(num_only_a: int, num_only_b: int) -> float:
-    """Exact two-sided p of McNemar's test: right only in a against right only in b."""
-    n = num_only_a + num_only_b
-    tail = sum(math.comb(n, i) for i in range(min(num_only_a, num_only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
 
 
 def verdict(
@@ -240,69 +291,6 @@ def compare_all(
         ]
         found += holm(family, by_name)
     return tuple(found)
-
-
-def agreement(samples: Samples, teacher: Samples, *, seed: int) -> Estimate:
-    """Share of answers that are the teacher's, right or wrong. Not the same as accuracy."""
-    ours, theirs = join(samples, teacher)
-    wanted = {(s.record_id, s.turn): s.prediction for s in theirs}
-    same = MeanMetric(
-        "agreement",
-        lambda s: float(s.prediction is not None and s.prediction == wanted[(s.record_id, s.turn)]),
-        "same answer as the teacher; an unreadable one agrees with nothing",
-    )
-    return estimate(same, ours, seed=seed)
-
-
-def retention(
-    metric: Metric,
-    student: Samples,
-    teacher: Samples,
-    baseline: Samples | None,
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
-) -> dict[str, Estimate]:
-    """How much of the teacher the student keeps, and how much of the gap it closes.
-
-    `of_teacher` is student / teacher, `gap_recovered` (student - baseline) / (teacher -
-    baseline). Neither is clipped: above 1 the student is better than its teacher.
-    """
-    models = join(student, teacher, *([baseline] if baseline is not None else []))
-    units = unit_ids(models[0])
-    rows = [sum_by_unit(metric.rows(samples), units) for samples in models]
-    width = rows[0].shape[1]
-    sums = resampled_sums(np.hstack(rows), seed=seed, num_resamples=num_resamples)
-    drawn = [metric.value(sums[:, i * width : (i + 1) * width]) for i in range(len(rows))]
-    values = [float(metric.value(unit_rows.sum(axis=0))) for unit_rows in rows]
-    about = {"n": len(models[0]), "method": f"bootstrap-percentile, {num_resamples:,} paired"}
-    found = {"of_teacher": _ratio(values[0], values[1], drawn[0], drawn[1], about)}
-    if baseline is None:
-        return found
-    gap = drawn[1] - drawn[2]
-    low, _ = percentile_interval(gap)
-    if not low > 0:
-        reason = (
-            f"the teacher does not surely beat the baseline ({values[1]:.3f} and {values[2]:.3f}): "
-            "there is no gap to recover"
-        )
-        found["gap_recovered"] = Estimate(value=None, note=reason, **about)
-        return found
-    found["gap_recovered"] = _ratio(
-        values[0] - values[2], values[1] - values[2], drawn[0] - drawn[2], gap, about
-    )
-    return found
-
-
-def _ratio(
-    top: float, bottom: float, tops: np.ndarray, bottoms: np.ndarray, about: dict[str, Any]
-) -> Estimate:
-    if not bottom > 0:
-        return Estimate(value=None, note="the teacher's value is zero", **about)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = tops / bottoms
-    low, high = percentile_interval(np.where(np.isfinite(ratios), ratios, np.nan))
-    return Estimate(value=top / bottom, low=low, high=high, **about)
 
 
 def regressions_and_wins(

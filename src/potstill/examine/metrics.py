@@ -3,23 +3,26 @@
 A metric is any object with the shape of `protocols.Metric`. Three attributes are read where
 it has them: `is_mean` (rows are (value, 1) pairs and the metric is their mean), `scale` (its
 largest value, 1 by default) and `signature_for(samples)` (the rule, where it depends on the
-test set).
+test set). A function from one sample to a number, or None where the sample does not count, is
+a metric too: the mean of its numbers.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from potstill.errors import ConfigError, DataError
-from potstill.examine.answers import answer_text, copied_share, exactly_equal, is_refusal
+from potstill.errors import ConfigError, DataError, PotstillError
+from potstill.examine.answers import answer_text, exactly_equal
 from potstill.examine.resample import (
+    FEW_RECORDS,
     NUM_RESAMPLES,
+    affordable,
     bca_interval,
     percentile_interval,
     resampled_sums,
@@ -27,9 +30,9 @@ from potstill.examine.resample import (
     unit_ids,
     wilson,
 )
-from potstill.protocols import Metric, resolve
+from potstill.protocols import BUILTIN, Metric, resolve
 from potstill.tasks.words import token_f1, words
-from potstill.types import Estimate, Sample, metric_name
+from potstill.types import METRIC_ALIASES, Estimate, Sample, metric_name
 
 
 @dataclass(frozen=True)
@@ -137,19 +140,6 @@ def _lengths(sample: Sample) -> tuple[float, float]:
     return float(len(words(answer_text(sample)))), float(len(words(sample.references[0])))
 
 
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict | list)
-    except ValueError:
-        return False
-
-
-def _copied(sample: Sample) -> float:
-    return copied_share(
-        answer_text(sample), "\n".join(message.content for message in sample.prompt)
-    )
-
-
 accuracy = MeanMetric("accuracy", lambda s: s.correct, "the task's rule for a right answer")
 exact_match = MeanMetric(
     "exact_match",
@@ -165,30 +155,6 @@ macro_f1 = MacroF1()
 length_ratio = RatioMetric(
     "length_ratio", _lengths, "words of all answers / words of all first references"
 )
-copy_rate = MeanMetric(
-    "copy_rate",
-    _copied,
-    "mean share of an answer's runs of 4 words that stand in the prompt",
-    higher_is_better=False,
-)
-label_validity = MeanMetric(
-    "label_validity", lambda s: float(s.prediction is not None), "an answer could be read"
-)
-json_validity = MeanMetric(
-    "json_validity", lambda s: float(_is_json(s.text)), "the text is a JSON object or array"
-)
-refusal_rate = MeanMetric(
-    "refusal_rate",
-    lambda s: float(s.finish_reason == "content_filter" or is_refusal(s.text)),
-    "filtered, or begins with a phrase of refusal (English)",
-    higher_is_better=False,
-)
-truncation_rate = MeanMetric(
-    "truncation_rate",
-    lambda s: float(s.finish_reason == "length"),
-    "cut at max_new_tokens",
-    higher_is_better=False,
-)
 
 
 def get_metric(name: str) -> Metric:
@@ -197,17 +163,58 @@ def get_metric(name: str) -> Metric:
     Raises:
         ConfigError: If there is none; the message names the nearest.
     """
-    found = resolve("metric", metric_name(name))
+    ours = metric_name(name)
+    known = BUILTIN["metric"]
+    if ":" not in ours and ours not in known:
+        near = difflib.get_close_matches(name.casefold(), [*known, *METRIC_ALIASES], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+        raise ConfigError(f'no metric is called {name!r}; {hint} Your own is "module:attribute"')
+    found = resolve("metric", ours)
     if inspect.isclass(found):
         found = found()
+    if inspect.isfunction(found):
+        said = (inspect.getdoc(found) or "").partition("\n")[0]
+        return MeanMetric(found.__name__, found, f"{name}: {said}".rstrip(": ."))
     missing = [
         attribute
         for attribute in ("name", "unit", "higher_is_better", "signature", "rows", "value")
         if not hasattr(found, attribute)
     ]
     if missing:
-        raise ConfigError(f"metric {name!r} has no {', '.join(missing)}; see protocols.Metric")
+        raise ConfigError(
+            f"metric {name!r} has no {', '.join(missing)}; write a function from a sample to a "
+            f"number, or an object as protocols.Metric says"
+        )
     return found
+
+
+def rows_of(metric: Metric, samples: Sequence[Sample]) -> np.ndarray:
+    """The metric's rows, [n, d] finite numbers, whoever wrote the metric.
+
+    Raises:
+        DataError: If the metric fails on these answers, or gives anything else.
+    """
+    try:
+        rows = np.asarray(metric.rows(samples), dtype=np.float64)
+    except PotstillError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"metric {metric.name!r} failed on the answers: {type(error).__name__}: {error}"
+        ) from error
+    if rows.ndim != 2 or len(rows) != len(samples):
+        raise DataError(
+            f"metric {metric.name!r} gave rows of shape {rows.shape} for {len(samples)} answers; "
+            f"it must give [{len(samples)}, d]"
+        )
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(broken):
+        raise DataError(
+            f"metric {metric.name!r} gave {rows[broken[0]].tolist()} for record "
+            f"{samples[broken[0]].record_id}, and for {len(broken) - 1} more; a record that does "
+            f"not count is a row of zeros (None from a function), and not NaN"
+        )
+    return rows
 
 
 def signature_of(metric: Metric, samples: Sequence[Sample]) -> str:
@@ -239,7 +246,7 @@ def estimate(
     """
     if not samples:
         raise DataError(f"{metric.name} of zero answers is undefined; is the test set empty?")
-    rows = metric.rows(samples)
+    rows = rows_of(metric, samples)
     used = np.flatnonzero(rows.any(axis=1))
     about = {
         "unit": metric.unit,
@@ -250,7 +257,8 @@ def estimate(
     }
     value = float(metric.value(rows.sum(axis=0)))
     if not math.isfinite(value):
-        note = "no answer has what this metric needs, such as a reference"
+        needed = getattr(metric, "needs", "such as a reference")
+        note = f"no answer has what this metric needs: {needed}"
         return Estimate(value=None, method="none", note=note, **about)
     if len(used) == 0:  # a count of nothing, such as BLEU without one common word
         used = np.arange(len(samples))
@@ -262,20 +270,34 @@ def estimate(
 def _interval(
     metric: Metric, rows: np.ndarray, units: np.ndarray, seed: int, num_resamples: int
 ) -> tuple[float | None, float | None, str, str]:
+    """Both ends of the interval, how it was made, and what to know of it."""
     n, num_units = len(rows), int(units.max()) + 1
     clustered = num_units < n
     is_mean = getattr(metric, "is_mean", False)
     is_share = is_mean and bool(np.isin(rows[:, 0], (0.0, 1.0)).all())
+    notes = [f"{n} answers in {num_units} groups"] if clustered else []
+    if num_units < FEW_RECORDS:
+        what = "groups" if clustered else "answers"
+        notes.append(f"only {num_units} {what}: no interval is to be trusted below {FEW_RECORDS}")
+    note = "; ".join(notes)
     if is_share and not clustered:
-        return *wilson(rows[:, 0].sum(), n), "wilson", ""
+        return *wilson(rows[:, 0].sum(), n), "wilson", note
     if num_units < 2:
         return None, None, "none", "one independent answer has no interval"
-    note = f"{n} answers in {num_units} groups" if clustered else ""
     unit_rows = sum_by_unit(rows, units)
     if is_share and len(np.unique(rows[:, 0])) == 1:
         # Resamples of equal answers are all equal; Wilson's interval of as many groups is not.
         return *wilson(rows[0, 0] * num_units, num_units), "wilson, groups", note
+    num_resamples = affordable(num_units, num_resamples)
     values = metric.value(resampled_sums(unit_rows, seed=seed, num_resamples=num_resamples))
+    if np.shape(values) != (num_resamples,):
+        raise DataError(
+            f"metric {metric.name!r} gave values of shape {np.shape(values)} for "
+            f"{num_resamples:,} resamples; value() must turn [..., d] sums into [...] values"
+        )
+    if not np.isfinite(values).any() or np.nanmax(values) == np.nanmin(values):
+        notes.append("every resample has the same value, so nothing is known of the doubt")
+        return None, None, "none", "; ".join(notes)
     how = f"{num_resamples:,} resamples, seed {seed}" + (", groups" if clustered else "")
     if is_mean:
         return *bca_interval(unit_rows, metric.value, values), f"bootstrap-bca, {how}", note

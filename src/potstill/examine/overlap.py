@@ -54,6 +54,13 @@ class Bleu:
         return _segment_rows(self._scorer(samples), samples, 2 + 2 * NGRAMS)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
+        """The score of one corpus by sacrebleu itself; of resamples, all at once."""
+        if sums.ndim == 1:
+            from sacrebleu.metrics import BLEU
+
+            said, wanted, *counts = np.rint(sums).astype(int).tolist()
+            found = BLEU.compute_bleu(counts[:NGRAMS], counts[NGRAMS:], said, wanted, "exp")
+            return np.float64(found.score)
         said, wanted = sums[..., 0], sums[..., 1]
         matches, totals = sums[..., 2 : 2 + NGRAMS], sums[..., 2 + NGRAMS :]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -89,6 +96,11 @@ class Chrf:
         return _segment_rows(CHRF(), samples, 3 * CHARACTERS)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
+        """The score of one corpus by sacrebleu itself; of resamples, all at once."""
+        if sums.ndim == 1:
+            from sacrebleu.metrics import CHRF
+
+            return np.float64(CHRF()._compute_f_score(np.rint(sums).astype(int).tolist()))
         said, wanted, common = (sums[..., i::3] for i in range(3))
         counted = (said > 0) & (wanted > 0)
         orders = np.maximum(counted.sum(axis=-1), 1)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import DataError
+from potstill.examine.parts import SLICE_FIELDS
 from potstill.examine.run import evaluate
 from potstill.protocols import Task
 from potstill.rundir import content_hash
@@ -161,6 +162,8 @@ async def plain_rivals(
     metrics: Sequence[str] | None = None,
     fields: Fields | None = None,
     join: Join | None = None,
+    group_by: str | None = None,
+    slices: Sequence[str] = SLICE_FIELDS,
     seed: int = 0,
 ) -> dict[str, Evaluation]:
     """Rows `majority`, `tfidf_gold` and `tfidf_teacher` on the test set.
@@ -171,6 +174,7 @@ async def plain_rivals(
         taught: Training records with the teacher's accepted answer.
         samples_path: Role -> file of its answers, as `RunDir.samples`.
         fields: As in `tfidf`.
+        group_by, slices: As in `evaluate`.
 
     Raises:
         DataError: If neither gold nor taught answers can be read.
@@ -196,6 +200,8 @@ async def plain_rivals(
             out_samples=samples_path(role),
             format="plain",
             fingerprint=rival.fingerprint,
+            group_by=group_by,
+            slices=slices,
             seed=seed,
         )
         for role, rival in rivals.items()

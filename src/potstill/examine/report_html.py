@@ -11,6 +11,7 @@ from typing import Any
 from potstill.examine.numbers import duration, number, size
 from potstill.examine.report_charts import Line, Point, forest, pareto
 from potstill.examine.report_charts import curves as draw_curves
+from potstill.examine.report_inherited import TITLE, inherited_lines
 from potstill.examine.report_markdown import quality_lines
 from potstill.examine.report_tables import (
     classes_table,
@@ -81,6 +82,7 @@ def render_html(
         ("Where only the student is right", _wins(report)),
         ("By answer", _classes(report, student)),
         ("By part of the test set", _slices(report, student)),
+        (TITLE, _list([safe(line) for line in inherited_lines(report, student)])),
         ("Training data", _funnel(report)),
         ("Training", _training(report, curves or {}, student)),
         ("All answers", _all_answers(report, samples_dir, student) if samples_dir else ""),

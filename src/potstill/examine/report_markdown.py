@@ -7,6 +7,7 @@ from potstill.examine.markdown import safe as _safe
 from potstill.examine.markdown import table as _table
 from potstill.examine.markdown import titled as _list
 from potstill.examine.numbers import estimate, interval, number, p_value, parameters, size
+from potstill.examine.report_inherited import TITLE, inherited_lines
 from potstill.examine.report_verdict import metric_text, role_text
 from potstill.types import Evaluation, Report
 
@@ -25,6 +26,7 @@ def render_markdown(report: Report) -> str:
         _gates(report),
         _data(report),
         _classes(report),
+        _list(TITLE, [_safe(line) for line in inherited_lines(report)]),
         _regressions(report),
         _list("What this does not show", [_safe(limit) for limit in report.limits]),
     ]

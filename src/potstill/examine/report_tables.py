@@ -119,7 +119,7 @@ def comparisons_table(report: Report) -> str:
         rows.append(
             f'<tr><th scope="row">{safe(c.a)} {MINUS} {safe(c.b)}</th>'
             f"<td>{safe(metric_text(c.metric))}</td>"
-            f'<td class="num">{number(c.difference, unit, sign=True)}'
+            f'<td class="num" title="{safe(c.method)}">{number(c.difference, unit, sign=True)}'
             f'<span class="range">{interval(c.low, c.high, unit, sign=True)}</span></td>'
             f'<td class="num" title="{safe(c.test)}">{safe(p_value(c.p_holm))}</td>'
             f"<td>{mark(c.verdict, VERDICT_TEXT[c.verdict])}</td>"

@@ -7,6 +7,7 @@ seed and the same number of units give the same resamples, for every model and m
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -18,6 +19,13 @@ from potstill.types import Sample
 NUM_RESAMPLES = 10_000
 LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+FEW_RECORDS = 50
+"""Independent answers below which no interval is to be trusted."""
+
+MOST_DRAWS = 100_000_000
+"""Answers drawn for one number, all resamples together; a few seconds."""
+
+FEWEST_RESAMPLES = 1_000
 CELLS_AT_ONCE = 2_000_000
 
 Value = Callable[[np.ndarray], np.ndarray]
@@ -42,6 +50,15 @@ def sum_by_unit(rows: np.ndarray, units: np.ndarray) -> np.ndarray:
     sums = np.zeros((int(units.max()) + 1, rows.shape[1]))
     np.add.at(sums, units, rows)
     return sums
+
+
+def affordable(num_units: int, num_resamples: int = NUM_RESAMPLES) -> int:
+    """How many resamples a set of this size gets: all that are wanted up to 10,000 units.
+
+    The bounds of an interval then rest on fewer resamples, at least 1,000; the interval's
+    method says how many.
+    """
+    return min(num_resamples, max(FEWEST_RESAMPLES, MOST_DRAWS // max(1, num_units)))
 
 
 def resampled_sums(
@@ -75,16 +92,37 @@ def swapped_sums(
     return sums
 
 
+@functools.lru_cache(maxsize=10_000)
 def wilson(num_right: float, n: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion, at 95 %.
 
-    Source: Wilson (1927), doi:10.1080/01621459.1927.10502953.
+    Source: Wilson (1927), doi:10.1080/01621459.1927.10502953, as scipy computes it.
     """
-    share = num_right / n
-    shrink = 1 + Z**2 / n
-    centre = (share + Z**2 / (2 * n)) / shrink
-    half = Z * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2)) / shrink
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    ends = binomtest(round(num_right), n).proportion_ci(LEVEL, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def mcnemar(num_only_a: int, num_only_b: int) -> float:
+    """Exact two-sided p of McNemar's test: right only in a against right only in b."""
+    from scipy.stats import binomtest
+
+    n = num_only_a + num_only_b
+    return float(binomtest(num_only_a, n).pvalue) if n else 1.0
+
+
+def paired_error(num_only_a: float, num_only_b: float, n: int) -> tuple[float, float]:
+    """Centre and standard error of the difference of two paired proportions.
+
+    Half an answer is added to each of the four cells (both right, only a, only b, none), so
+    two models that agree on every one of n answers do not count as surely equal.
+
+    Source: Agresti and Min (2005), Statistics in Medicine 24, 729-740: "Wald + 2".
+    """
+    total = n + 2
+    a, b = (num_only_a + 0.5) / total, (num_only_b + 0.5) / total
+    return a - b, math.sqrt((a + b - (a - b) ** 2) / total)
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:

@@ -13,27 +13,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from potstill.errors import DataError, TeacherError, TeacherRefused
-from potstill.examine.metrics import accuracy, classes_of, estimate, get_metric, truncation_rate
-from potstill.examine.resample import (
-    percentile_interval,
-    resampled_sums,
-    sum_by_unit,
-    unit_ids,
-    wilson,
-)
+from potstill.examine.gates import MEASURED
+from potstill.examine.metrics import accuracy, estimate, get_metric
+from potstill.examine.parts import SLICE_FIELDS, class_estimates, slice_estimates
+from potstill.examine.probability import OF_REFERENCES, answer_confidence
+from potstill.examine.rates import truncation_rate
 from potstill.protocols import ChatModel, Metric, Task
 from potstill.rundir import content_hash, read_jsonl, write_jsonl
-from potstill.types import Estimate, Evaluation, Record, Response, Sample, Sampling
+from potstill.tasks import default_metrics, is_closed
+from potstill.types import Evaluation, Record, Response, Sample, Sampling, metric_name
 
 log = logging.getLogger(__name__)
-
-SLICE_FIELDS = ("source", "language")
-MAX_SLICES = 12
-MIN_FOR_QUARTERS = 40
-CLASS_RESAMPLES = 2_000
 
 OnProgress = Callable[[int, int], None]
 """Called with (answers there, answers wanted)."""
@@ -58,15 +49,13 @@ async def evaluate(
     metrics: Sequence[str] | None = None,
     sampling: Sampling,
     out_samples: Path,
-    format: str,
     fingerprint: str = "",
-    num_parameters: int | None = None,
-    disk_bytes: int | None = None,
-    setting: dict[str, Any] | None = None,
     group_by: str | None = None,
     slices: Sequence[str] = SLICE_FIELDS,
     seed: int = 0,
+    teacher: ChatModel | None = None,
     on_progress: OnProgress | None = None,
+    **about: Any,
 ) -> Evaluation:
     """Asks a model every turn of every record and reduces its answers to metrics.
 
@@ -77,47 +66,55 @@ async def evaluate(
         out_samples: File of the answers, read first and completed.
         fingerprint: What the weights are; answers of other weights are not reused.
         group_by: Metadata field whose rows are resampled together.
+        teacher: Whose probabilities the model's are compared with, where `divergence` is named
+            and both are weights on this machine.
+        about: Further fields of `Evaluation`: format, num_parameters, disk_bytes, setting.
 
     Raises:
         DataError: If there are no records.
         TeacherRefused: If the model will never answer as asked.
         TeacherError: If no answer came at all.
     """
+    chosen = named_metrics(task, read_names(metrics) or default_metrics(task, records))
+    names = {metric.name for metric in chosen}
+    asked = {"fingerprint": fingerprint, "group_by": group_by, "on_progress": on_progress}
+    asked["needs_confidence"] = "ece" in names and getattr(model, "capture", None) is not None
     samples = await collect_samples(
-        model,
-        records,
-        task,
-        sampling=sampling,
-        out_samples=out_samples,
-        fingerprint=fingerprint,
-        group_by=group_by,
-        on_progress=on_progress,
+        model, records, task, sampling=sampling, out_samples=out_samples, **asked
     )
+    if names & set(OF_REFERENCES):
+        samples = await asyncio.to_thread(_with_likelihood, model, samples, records, task, teacher)
+        write_jsonl(out_samples, samples)
     return reduce_samples(
         samples,
         role=role,
-        metrics=named_metrics(task, metrics),
-        closed=task.closed,
+        metrics=chosen,
+        closed=is_closed(records, task),
         slices=slices,
         seed=seed,
         id=model.name,
         fingerprint=fingerprint,
-        format=format,
-        num_parameters=num_parameters,
-        disk_bytes=disk_bytes,
         decoding=sampling.model_dump(mode="json"),
-        setting=setting or {},
         samples=out_samples.name,
+        **about,
     )
 
 
 def named_metrics(task: Task, names: Sequence[str] | None) -> list[Metric]:
-    """The metrics by name, and `accuracy` with the task's own rule in its signature."""
+    """The metrics by name, and `accuracy` with the task's own rule in its signature.
+
+    Names of what is measured apart from the answers, such as latency, are passed over.
+    """
     rule = f"{task.name}: {(task.correct.__doc__ or accuracy.signature).splitlines()[0]}"
     ruled = dataclasses.replace(accuracy, signature=rule.rstrip("."))
-    found = [get_metric(name) for name in names or task.default_metrics]
+    found = [get_metric(name) for name in read_names(names) or task.default_metrics]
     others = [metric for metric in found if metric is not accuracy]
     return [ruled, *others] if found[0] is accuracy else [*others, ruled]
+
+
+def read_names(names: Sequence[str] | None) -> list[str]:
+    """The names of metrics that are read from answers, without those that are measured."""
+    return [name for name in names or () if metric_name(name) not in MEASURED]
 
 
 async def collect_samples(
@@ -129,21 +126,26 @@ async def collect_samples(
     out_samples: Path,
     fingerprint: str = "",
     group_by: str | None = None,
+    needs_confidence: bool = False,
     on_progress: OnProgress | None = None,
 ) -> list[Sample]:
-    """The model's answer to every turn, in the order of the records; see `evaluate`."""
+    """The model's answer to every turn, in the order of the records; see `evaluate`.
+
+    Args:
+        needs_confidence: Whether kept answers without the model's confidence are asked again.
+    """
     if not records:
         raise DataError("there is nothing to evaluate: the test set holds no records")
     questions = _questions(records, task, fingerprint or model.name, sampling, group_by)
     kept = {
         (s.record_id, s.turn, s.fingerprint): s
         for s in read_jsonl(out_samples, Sample)
-        if not s.error
+        if not s.error and (s.confidence is not None or not needs_confidence)
     }
     found: list[Sample | None] = []
     for question in questions:
         old = kept.get((question.prompt.id, question.turn, question.fingerprint))
-        found.append(make_sample(question, _as_response(old), task) if old else None)
+        found.append(_made_again(question, old, task) if old else None)
     todo = [i for i, sample in enumerate(found) if sample is None]
     if len(todo) < len(found):
         log.info("%s: %d of %d answers are kept", model.name, len(found) - len(todo), len(found))
@@ -207,15 +209,37 @@ async def _respond(model: ChatModel, question: Question, sampling: Sampling) -> 
         )
 
 
-def _as_response(sample: Sample) -> Response:
-    return Response(
-        record_id=sample.record_id,
-        turn=sample.turn,
-        text=sample.text,
-        finish_reason=sample.finish_reason,
-        num_new_tokens=sample.num_new_tokens,
-        seconds=sample.seconds,
+def _made_again(question: Question, kept: Sample, task: Task) -> Sample:
+    """A kept answer, read and marked as the task does it today."""
+    response = Response(
+        record_id=kept.record_id,
+        turn=kept.turn,
+        text=kept.text,
+        finish_reason=kept.finish_reason,
+        num_new_tokens=kept.num_new_tokens,
+        seconds=kept.seconds,
     )
+    sample = make_sample(question, response, task)
+    return sample.model_copy(update={"confidence": kept.confidence})
+
+
+def _with_likelihood(
+    model: Any,
+    samples: Sequence[Sample],
+    records: Sequence[Record],
+    task: Task,
+    teacher: Any | None,
+) -> list[Sample]:
+    if not hasattr(model, "logits"):
+        return list(samples)
+    from potstill.examine.likelihood import likelihoods
+
+    teacher = teacher if hasattr(teacher, "logits") else None
+    found = likelihoods(model, records, task, teacher=teacher)
+    return [
+        sample.model_copy(update={"likelihood": found.get((sample.record_id, sample.turn))})
+        for sample in samples
+    ]
 
 
 async def _for_each(
@@ -259,6 +283,7 @@ def make_sample(question: Question, response: Response, task: Task) -> Sample:
         seconds=response.seconds,
         error=response.error or ("no answer" if response.finish_reason == "error" else ""),
         fingerprint=question.fingerprint,
+        confidence=answer_confidence(response.logprobs),
         metadata=prompt.metadata,
     )
 
@@ -294,61 +319,3 @@ def reduce_samples(
         by_slice=slice_estimates(metrics[0], answers, fields=slices, seed=seed),
         **about,
     )
-
-
-def class_estimates(samples: Sequence[Sample], *, seed: int) -> dict[str, dict[str, Estimate]]:
-    """Precision, recall and F1 of each class; `n` is what the estimate is a share of."""
-    found: dict[str, dict[str, Estimate]] = {}
-    units = unit_ids(samples)
-    for name in classes_of(samples):
-        said = np.array([s.prediction == name for s in samples], dtype=np.float64)
-        wanted = np.array([s.target == name for s in samples], dtype=np.float64)
-        both = said * wanted
-        rows = sum_by_unit(np.stack([both, said + wanted], axis=1), units)
-        sums = resampled_sums(rows, seed=seed, num_resamples=CLASS_RESAMPLES)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            low, high = percentile_interval(2 * sums[:, 0] / sums[:, 1])
-        found[name] = {
-            "precision": _share(both.sum(), int(said.sum())),
-            "recall": _share(both.sum(), int(wanted.sum())),
-            "f1": Estimate(
-                value=float(2 * both.sum() / (said.sum() + wanted.sum())),
-                low=low,
-                high=high,
-                n=int(wanted.sum()),
-                method=f"bootstrap-percentile, {CLASS_RESAMPLES:,} resamples, seed {seed}",
-            ),
-        }
-    return found
-
-
-def _share(num_right: float, n: int) -> Estimate:
-    if n == 0:
-        return Estimate(value=None, n=0, method="none", note="this class was never answered")
-    low, high = wilson(num_right, n)
-    return Estimate(value=float(num_right) / n, low=low, high=high, n=n, method="wilson")
-
-
-def slice_estimates(
-    metric: Metric, samples: Sequence[Sample], *, fields: Sequence[str], seed: int
-) -> dict[str, dict[str, Estimate]]:
-    """The metric on parts of the test set: by metadata field, and by length of the prompt."""
-    parts: dict[str, list[Sample]] = {}
-    for field in fields:
-        values = sorted({str(s.metadata[field]) for s in samples if field in s.metadata})
-        if 1 < len(values) <= MAX_SLICES:
-            for value in values:
-                parts[f"{field}: {value}"] = [
-                    s for s in samples if str(s.metadata.get(field)) == value
-                ]
-    if len(samples) >= MIN_FOR_QUARTERS:
-        lengths = np.array([sum(len(m.content) for m in s.prompt) for s in samples])
-        cuts = np.quantile(lengths, [0.25, 0.5, 0.75])
-        quarter = np.searchsorted(cuts, lengths, side="left")
-        for number, name in enumerate(("shortest", "second", "third", "longest")):
-            members = [s for s, q in zip(samples, quarter, strict=True) if q == number]
-            if members:
-                parts[f"prompt length: {name} quarter"] = members
-    return {
-        name: {metric.name: estimate(metric, members, seed=seed)} for name, members in parts.items()
-    }

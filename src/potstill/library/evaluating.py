@@ -18,6 +18,7 @@ from potstill.library.inputs import (
     wait,
     working_folder,
 )
+from potstill.models.logprobs import Capture
 from potstill.protocols import Task
 from potstill.rundir import RunDir
 from potstill.tasks import default_metrics
@@ -93,7 +94,8 @@ async def _ask(
     from potstill.examine.run import evaluate as evaluate_model
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    async with opened_model(model, batch_size, workspace, key) as opened:
+    capture = Capture(k=1) if "ece" in asked["metrics"] else None
+    async with opened_model(model, batch_size, workspace, key, capture=capture) as opened:
         return await evaluate_model(
             opened,
             records,

@@ -18,6 +18,7 @@ from potstill.data.load import load_dataset
 from potstill.data.privacy import Privacy
 from potstill.errors import ConfigError
 from potstill.models.catalog import ModelRef, find_model
+from potstill.models.logprobs import Capture
 from potstill.models.workspace import find_models
 from potstill.protocols import ChatModel, Task
 from potstill.tasks import get_task
@@ -36,10 +37,12 @@ async def opened_model(
     workspace: Mapping[str, Any] | None,
     key: str | None,
     privacy: PrivacyConfig | None = None,
+    capture: Capture | None = None,
 ) -> AsyncIterator[ChatModel]:
     """The model, ready to be asked, behind a screen where `privacy` says so.
 
-    It is closed afterwards if it was opened here.
+    It is closed afterwards if it was opened here, and only then keeps what `capture` says of
+    its probabilities.
     """
     from potstill.models.private import guarded
 
@@ -54,7 +57,9 @@ async def opened_model(
         place = place.model_copy(update={"key": key})
     elif key:
         secret = SecretStr(key)
-    opened = open_chat_model(place, workspace=workspace, batch_size=batch_size, key=secret)
+    opened = open_chat_model(
+        place, workspace=workspace, batch_size=batch_size, key=secret, capture=capture
+    )
     try:
         yield guarded(opened, screen_of(opened, privacy))
     finally:

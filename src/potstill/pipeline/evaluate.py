@@ -9,9 +9,11 @@ from typing import Any
 
 from potstill.errors import ConfigError
 from potstill.examine.memory import disk_bytes
+from potstill.examine.numbers import number
 from potstill.examine.run import evaluate as evaluate_model
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
+from potstill.models.logprobs import Capture
 from potstill.pipeline.context import Context, decoding, prepared, wait
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.export import exported_files
@@ -20,7 +22,7 @@ from potstill.pipeline.teachers import open_teachers, teachers_ref
 from potstill.pipeline.train import student_folder
 from potstill.protocols import ChatModel, resolve_attribute
 from potstill.rundir import read_jsonl, write_text
-from potstill.types import Evaluation, Record
+from potstill.types import Evaluation, Record, metric_name
 
 
 def rows_of(ctx: Context) -> list[Row]:
@@ -44,6 +46,11 @@ def teacher_row(ctx: Context) -> Row:
     return Row("teacher", teachers_ref(ctx), is_teacher=True, engine=engine)
 
 
+def has_logits(row: Row) -> bool:
+    """Whether a row is one model whose weights are opened here, which tell all probabilities."""
+    return row.ref.kind == "huggingface" and not row.engine
+
+
 def evaluate(ctx: Context) -> None:
     """Lets every row answer the test set; nothing is done without one."""
     run = ctx.run
@@ -61,12 +68,20 @@ def evaluate(ctx: Context) -> None:
 
 
 @contextlib.asynccontextmanager
-async def opened(ctx: Context, row: Row, batch_size: int) -> AsyncIterator[ChatModel]:
-    """The row's model, closed again afterwards."""
+async def opened(
+    ctx: Context, row: Row, batch_size: int, capture: Capture | None = None
+) -> AsyncIterator[ChatModel]:
+    """The row's model, closed again afterwards.
+
+    Args:
+        capture: What local weights keep of their probabilities.
+    """
     model: ChatModel = (
-        open_teachers(ctx, batch_size=batch_size)
+        open_teachers(ctx, batch_size=batch_size, capture=capture)
         if row.is_teacher
-        else open_chat_model(row.ref, workspace=ctx.workspace, batch_size=batch_size)
+        else open_chat_model(
+            row.ref, workspace=ctx.workspace, batch_size=batch_size, capture=capture
+        )
     )
     try:
         await prepared(model, ctx.progress(f"evaluate-{row.role}"))
@@ -81,7 +96,20 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
     is_several = len(ctx.config.teachers) > 1
 
     async def ask() -> Evaluation:
-        async with opened(ctx, row, settings.batch_size) as model:
+        named = {metric_name(name) for name in settings.metrics or ()}
+        capture = Capture(k=1) if "ece" in named else None
+        async with contextlib.AsyncExitStack() as stack:
+            opening = opened(ctx, row, settings.batch_size, capture)
+            model = await stack.enter_async_context(opening)
+            teacher = None
+            if (
+                "divergence" in named
+                and not row.is_teacher
+                and not is_several
+                and (has_logits(teacher_row(ctx)))
+            ):
+                opening = opened(ctx, teacher_row(ctx), settings.batch_size)
+                teacher = await stack.enter_async_context(opening)
             return await evaluate_model(
                 model,
                 records,
@@ -95,19 +123,28 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
                 num_parameters=getattr(model, "num_parameters", None),
                 disk_bytes=_disk_bytes(row),
                 setting=getattr(model, "setting", {}),
-                group_by=ctx.config.data.group_by if ctx.config.data.split_by == "group" else None,
+                group_by=group_field(ctx),
+                slices=settings.slices,
                 seed=settings.seed,
+                teacher=teacher,
                 on_progress=ctx.progress(stage),
             )
 
     def work() -> dict[str, Any]:
         found = wait(ask())
         write_text(run.evaluation(row.role), found.model_dump_json(indent=1) + "\n")
-        first = next(iter(found.metrics.items()))
-        return {"text": f"{first[1].n:,} answers, {first[0]} {first[1].value:.3f}"}
+        name, first = next(iter(found.metrics.items()))
+        return {"text": f"{first.n:,} answers, {name} {number(first.value, first.unit)}"}
 
-    inputs = (row.key, run.test, decoding(ctx), settings.metrics, settings.seed, ctx.config.task)
+    asked = (settings.metrics, settings.slices, settings.seed, ctx.config.task)
+    inputs = (row.key, run.test, decoding(ctx), *asked)
     ctx.stage(stage, inputs, work)
+
+
+def group_field(ctx: Context) -> str | None:
+    """The metadata field whose rows hang together; None where rows are independent."""
+    data = ctx.config.data
+    return data.group_by if data.split_by == "group" else None
 
 
 def _disk_bytes(row: Row) -> int | None:
@@ -154,6 +191,8 @@ def _evaluate_plain(ctx: Context, records: list[Record]) -> None:
                 metrics=settings.metrics,
                 fields=fields,
                 join=join,
+                group_by=group_field(ctx),
+                slices=settings.slices,
                 seed=settings.seed,
             )
         )
@@ -161,5 +200,6 @@ def _evaluate_plain(ctx: Context, records: list[Record]) -> None:
             write_text(run.evaluation(role), evaluation.model_dump_json(indent=1) + "\n")
         return {"roles": list(found), "text": ", ".join(found)}
 
-    inputs = (run.accepted, run.test, run.train, settings.metrics, settings.fields, settings.seed)
+    asked = (settings.metrics, settings.slices, settings.fields, settings.seed)
+    inputs = (run.accepted, run.test, run.train, *asked)
     ctx.stage("evaluate-plain", inputs, work)

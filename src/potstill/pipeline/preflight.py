@@ -11,6 +11,7 @@ from potstill.data.privacy import Privacy
 from potstill.data.render import vocab_fingerprint
 from potstill.errors import ConfigError, TeacherError, TeacherRefused, VocabMismatch
 from potstill.examine.metrics import get_metric
+from potstill.examine.run import read_names
 from potstill.models.batches import in_batches
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
@@ -39,7 +40,7 @@ def preflight(ctx: Context) -> None:
             tell the probabilities that the loss needs.
     """
     config = ctx.config
-    for name in config.evaluate.metrics or ():
+    for name in read_names(config.evaluate.metrics):
         get_metric(name)
     for name in config.checks:
         resolve("check", name)

@@ -9,9 +9,11 @@ from typing import Any
 from potstill.examine.report import build_report
 from potstill.examine.report_html import render_html
 from potstill.examine.report_markdown import render_markdown
+from potstill.examine.run import read_names
 from potstill.pipeline.context import Context, decoding
 from potstill.pipeline.evaluate import rows_of
 from potstill.rundir import RunDir, content_hash, read_jsonl, write_text
+from potstill.tasks import default_metrics, is_closed
 from potstill.types import Estimate, Evaluation, Record, Report, Sample
 
 
@@ -25,7 +27,9 @@ def compare(ctx: Context) -> None:
 
     def work() -> dict[str, Any]:
         samples = {role: read_jsonl(run.samples(role), Sample) for role in evaluations}
-        names = config.evaluate.metrics or ctx.task.default_metrics
+        records = read_jsonl(run.test, Record)
+        named = read_names(config.evaluate.metrics)
+        names = named or default_metrics(ctx.task, records)
         found = build_report(
             run=config.name,
             task=_task_facts(ctx),
@@ -34,7 +38,9 @@ def compare(ctx: Context) -> None:
             primary_metric=names[0],
             margin=config.evaluate.margin,
             seed=config.evaluate.seed,
-            closed=ctx.task.closed,
+            closed=is_closed(records, ctx.task),
+            metric_names=names,
+            slices=config.evaluate.slices,
             gates=config.evaluate.gates,
             data=_funnel(ctx),
             training=_training(ctx),

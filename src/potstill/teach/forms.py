@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from potstill.teach.languages import script_of
+from potstill.tasks.languages import script_of
 from potstill.types import Record
 
 _DENSE_SCRIPTS = ("CJK", "HANGUL")

@@ -93,6 +93,24 @@ def script_of(text: str) -> str | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
+def language_of(text: str) -> str:
+    """The language that the commonest words of a text belong to; empty where that is not clear.
+
+    Clear is three or more of them, and more than twice as many as of any other language of the
+    same script.
+    """
+    spoken, script = words(text), script_of(text)
+    hits = Counter(
+        {
+            language: sum(word in common for word in spoken)
+            for language, common in _COMMON_WORDS.items()
+            if _SCRIPTS[language] == script
+        }
+    )
+    first, second = [*hits.most_common(2), ("", 0), ("", 0)][:2]
+    return first[0] if first[1] >= _FEWEST_HITS and first[1] > 2 * second[1] else ""
+
+
 def language_fault(record: Record, text: str) -> str:
     """Why a translation is not in the language that was asked for; empty where it may be.
 
