@@ -87,6 +87,10 @@ class RunDir:
         """Where the evaluation of one model is kept."""
         return self.reports / f"evaluation-{_safe(role)}.json"
 
+    def general(self, role: str) -> Path:
+        """Folder of what lm-eval wrote about one model."""
+        return self.reports / "lm-eval" / _safe(role)
+
     def variant(self, name: str) -> RunDir:
         """Folder of a student trained for comparison, laid out like a run."""
         return RunDir(self.path / "variants" / _safe(name))

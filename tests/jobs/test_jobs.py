@@ -126,6 +126,20 @@ def test_a_failed_job_tells_its_error_and_publishes_nothing(client, job_that):
         raise_error_of(failed)
 
 
+def test_a_missed_gate_leaves_the_version_before_in_place(client, job_that):
+    Path("test.jsonl").touch()
+    first = client.jobs.create_or_update(job_that())
+    client.jobs.wait(first.name, WAIT)
+    missed = job_that(error="GateFailed", text="quality gate not met: accuracy >= 0.9 (0.7)")
+    job = client.jobs.create_or_update(missed)
+    client.jobs.wait(job.name, WAIT)
+    assert client.models.get("phi-4-mini-distilled").version == 1
+    gated = client.models.get("phi-4-mini-distilled:2")
+    assert (gated.status, gated.path) == ("failed", None)
+    with pytest.raises(GateFailed, match=r"accuracy >= 0\.9"):
+        client.models.evaluate("phi-4-mini-distilled:2", "test.jsonl")
+
+
 def test_evaluating_the_model_of_a_failed_job_raises_its_error(client, job_that, capsys):
     Path("test.jsonl").touch()
     client.jobs.create_or_update(job_that(error="TeacherError", text="the teacher is away"))

@@ -11,6 +11,7 @@ from potstill.errors import ConfigError, MissingExtra
 from potstill.models.catalog import find_model, list_models, load_model
 from potstill.models.chat import open_chat_model
 from potstill.models.endpoint import EndpointModel
+from potstill.models.workspace import read_workspace
 
 
 def test_names_and_aliases_are_unique():
@@ -102,3 +103,26 @@ def test_a_folder_is_opened_as_local_weights(tmp_path):
     model = open_chat_model(tiny_llama(tmp_path / "m"), batch_size=3, dtype="float32")
     assert model.setting["engine"] == "transformers" and model.batch_size == 3
     asyncio.run(model.close())
+
+
+class Recorded:
+    """A model of an engine of its own."""
+
+    def __init__(self, ref):
+        self.name, self.source, self.max_in_flight = ref.name, ref.source, 1
+
+    async def close(self):
+        pass
+
+
+def test_a_file_of_another_engine_is_opened_by_the_function_that_the_workspace_names(tmp_path):
+    (tmp_path / "student.onnx").write_bytes(b"onnx")
+    file = tmp_path / "potstill.yaml"
+    file.write_text(
+        "models: {mine: {source: student.onnx, opener: 'models.test_catalog:Recorded'}}\n"
+    )
+    models = read_workspace(file).models
+    model = open_chat_model("mine", workspace=models)
+    assert (model.name, model.source) == ("mine", str(tmp_path / "student.onnx"))
+    with pytest.raises(ConfigError, match=r"no engine here runs student\.onnx.*opener"):
+        find_model(str(tmp_path / "student.onnx"))

@@ -199,6 +199,22 @@ def test_a_cancelled_call_does_not_stop_the_others(folder):
     assert asyncio.run(main()) == 4
 
 
+def test_answers_depend_on_weights_and_number_format(folder, tmp_path):
+    names = []
+    for source, dtype in (
+        (folder, "float32"),
+        (folder, "bfloat16"),
+        (tiny_llama(tmp_path / "other", seed=1), "float32"),
+        (tiny_llama(tmp_path / "same", seed=0), "float32"),
+    ):
+        model = LocalModel(source, dtype=dtype)
+        names.append(model.known_as)
+        asyncio.run(model.close())
+    assert len(set(names[:3])) == 3
+    assert names[3] == names[0]
+    assert torch.__version__ in names[0]
+
+
 def test_other_weights_have_another_identity(folder, tmp_path):
     from potstill.models.fingerprint import weights_identity
 

@@ -74,3 +74,42 @@ def test_a_gguf_file_is_converted_once(tmp_path):
     assert (folder / "config.json").stat().st_mtime_ns == before
     for left, right in zip(model.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_an_adapter_answers_as_its_base_with_the_adapter_in_it(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = tiny_llama(tmp_path / "base")
+    model, _ = load_weights(base)
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    ).eval()
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        wanted = adapted(input_ids=ids).logits
+        merged, tokenizer = load_weights(str(tmp_path / "adapter"))
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, atol=1e-4, rtol=1e-4)
+        plain = load_weights(base)[0](input_ids=ids).logits
+    assert not torch.allclose(plain, wanted, atol=1e-3)
+    assert len(tokenizer) == len(load_tokenizer(base))
+    assert cached_folder(find_model(str(tmp_path / "adapter"))) == cached_folder(
+        find_model(str(tmp_path / "adapter"))
+    )
+
+
+def test_an_adapter_of_no_base_says_so(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(DataError, match="names no base model"):
+        load_weights(tmp_path)
+
+
+def test_another_chat_template_is_another_model(tmp_path):
+    from potstill.models.fingerprint import weights_identity
+
+    folder = tiny_llama(tmp_path / "m")
+    before = weights_identity(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert weights_identity(folder) != before

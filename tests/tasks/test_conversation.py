@@ -1,6 +1,6 @@
 import pytest
 
-from potstill.tasks.conversation import conversation
+from potstill.tasks.conversation import conversation, with_answers
 from potstill.tasks.facts import conveys, hard_facts
 from potstill.types import Message, Record
 
@@ -39,6 +39,29 @@ def test_a_greeting_before_any_user_turn_is_not_asked_for():
     greeting = Message(role="assistant", content="Hello, I am a bot")
     row = Record(id="r", messages=(greeting, Message(role="user", content="Hi")), reference="Yes?")
     assert [t.reference for t in conversation.turns(row)] == ["Yes?"]
+
+
+def test_a_greeting_does_not_shift_the_facts_of_the_turns():
+    greeting = Message(role="assistant", content="Hello, I am a bot")
+    row = record("a", "It is 7.", "b", reference="It is 9.", facts=["7", "9"])
+    system = Message(role="system", content="Be kind")
+    row = row.model_copy(update={"messages": (system, greeting, *row.messages)})
+    first, last = conversation.turns(row)
+    assert conversation.correct("It is 7", first) == conversation.correct("It is 9", last) == 1.0
+
+
+def test_own_answers_take_the_place_of_the_known_ones():
+    row = record("a", "A", "b", "B", "c", reference="C", system="Be kind")
+    turns = conversation.turns(row)
+    said = with_answers(turns, 2, ["one", "two"])
+    assert [m.content for m in said.messages] == ["Be kind", "a", "one", "b", "two", "c"]
+    assert said.reference == "C"
+
+
+def test_own_answers_stand_between_user_turns_without_known_ones():
+    row = Record(id="r", messages=[Message(role="user", content=c) for c in ("a", "b", "c")])
+    said = with_answers(conversation.turns(row), 2, ["one", "two"])
+    assert [m.content for m in said.messages] == ["a", "one", "b", "two", "c"]
 
 
 def test_facts_of_a_whole_conversation_go_to_the_turns_that_say_them():

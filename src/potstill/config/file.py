@@ -196,8 +196,11 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
     files["keep_out"] = tuple(anchor(path) for path in data.keep_out)
     if isinstance(names := data.privacy.names, Path):
         files["privacy"] = data.privacy.model_copy(update={"names": anchor(names)})
-    gold = config.evaluate.gold_data
-    gold = anchor(gold) if gold else None
+    examined = {
+        name: anchor(value)
+        for name in ("gold_data", "lm_eval")
+        if (value := getattr(config.evaluate, name))
+    }
 
     def anchor_teacher(teacher: TeacherConfig) -> TeacherConfig:
         places = ("source", "model") if teacher.launch else ("source",)
@@ -215,7 +218,7 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         update={
             "train_data": tuple(anchor(path) for path in config.train_data),
             "data": data.model_copy(update=files),
-            "evaluate": config.evaluate.model_copy(update={"gold_data": gold}),
+            "evaluate": config.evaluate.model_copy(update=examined),
             "teacher": teachers if len(teachers) > 1 else teachers[0],
             "student": student,
         }

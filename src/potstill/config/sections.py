@@ -43,6 +43,16 @@ PathList = Annotated[
 Paths = Annotated[PathList, Field(min_length=1)]
 
 
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # `off` without quotes is false in YAML
+
+
+ReuseAnswers = Annotated[
+    Literal["weights", "all", "off"],
+    BeforeValidator(_off, json_schema_input_type=Literal["weights", "all", "off", False]),
+]
+
+
 class DataConfig(Section):
     validation: float | Path = 0.1
     """Share of the training records held back to choose the checkpoint, or a file of their own."""
@@ -136,11 +146,32 @@ class EvaluateConfig(Section):
     max_new_tokens: int | None = Field(None, ge=1)
     """Longest answer; as in `generation` by default."""
 
+    history: Literal["gold", "own"] = "gold"
+    """What a turn of a conversation is asked on: the known answers to the turns before it, or the
+    model's own."""
+
+    reuse_answers: ReuseAnswers = "weights"
+    """Whose answers to the same prompt other runs may use again: `weights`, models known by their
+    weights; `all`, endpoints by URL and name too; or `off`."""
+
+    reuse_megabytes: int = Field(500, ge=1)
+    """How large the file of such answers may become; the least used are dropped."""
+
     batch_size: int = Field(32, ge=1)
     """Prompts that local weights answer together."""
 
     num_latency_calls: int = Field(30, ge=0)
     """Timed single calls to each model, after three that are not timed; 0 leaves latency out."""
+
+    general_tasks: tuple[str, ...] = ()
+    """Public benchmarks, by lm-eval's names, that the student answers before and after: what it
+    can still do besides its task. Needs `lm_eval`."""
+
+    general_limit: int | None = Field(200, ge=1)
+    """Questions of each public benchmark; null asks all."""
+
+    lm_eval: Path | None = None
+    """The command `lm_eval` of a Python environment of its own."""
 
     gates: tuple[str, ...] = ()
     """Rules that must hold, such as `accuracy >= 0.97 * teacher`; else exit code 3."""
@@ -224,6 +255,15 @@ class DistillConfig(Section):
             problems.append(
                 f"generation.choose: vote is not for task: {self.task}, whose right answers "
                 "differ in their words; use best, with generation.best_by"
+            )
+        if self.evaluate.general_tasks and self.evaluate.lm_eval is None:
+            problems.append(
+                "evaluate.general_tasks are asked by lm-eval: name its command with "
+                "evaluate.lm_eval, from an environment of its own"
+            )
+        if self.evaluate.gates and not self.data.test:
+            problems.append(
+                "evaluate.gates are rules on the answers to a test set, and data.test names none"
             )
         if (generation.choose == "best") != (generation.best_by is not None):
             problems.append("generation.choose: best and generation.best_by need each other")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.errors import ConfigError
+from potstill.examine.general import PREFIX
 from potstill.examine.numbers import number
 from potstill.protocols import BUILTIN
 from potstill.types import METRIC_ALIASES, Estimate, Evaluation, metric_name
@@ -61,7 +62,7 @@ def parse_gate(rule: str) -> Gate:
         )
     name = metric_name(match["metric"])
     known = (*BUILTIN["metric"], *MEASURED)
-    if name not in known and ":" not in name:
+    if name not in known and ":" not in name and not name.startswith(f"{PREFIX}."):
         near = difflib.get_close_matches(name, [*known, *METRIC_ALIASES], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
         raise ConfigError(f"evaluate.gates: {rule!r}: no metric is called {name!r}; {hint}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from potstill.config import DistillConfig
 from potstill.errors import ConfigError
+from potstill.examine.reuse import answer_store
 from potstill.library.inputs import (
     Data,
     Named,
@@ -47,6 +48,9 @@ def evaluate(
     batch_size: int = 32,
     num_latency_calls: int = 30,
     out_samples: Path | None = None,
+    group_by: str | None = None,
+    history: Literal["gold", "own"] = "gold",
+    reuse: Literal["weights", "all", "off"] = "weights",
     key: str | None = None,
     workspace: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -58,6 +62,10 @@ def evaluate(
             the task's own by default.
         sampling: How it answers; greedily, with 512 tokens at most, by default.
         out_samples: File to keep the answers in; they are not asked again the next time.
+        group_by: Metadata field whose rows are resampled together.
+        history: What turns of a conversation are asked on: known answers, or the model's own.
+        reuse: Whose answers are used again in other runs: models known by their weights,
+            endpoints by URL and name too, or nobody's.
 
     Raises:
         ConfigError: If a metric is unknown; before anything is asked.
@@ -68,10 +76,12 @@ def evaluate(
     judge = task_of(task, records)
     sampling = sampling or Sampling()
     asked = {"metrics": read or default_metrics(judge, records), "sampling": sampling, "seed": seed}
-    asked |= {"role": role, **_about(model, workspace)}
+    asked |= {"role": role, "history": history, "group_by": group_by, **_about(model, workspace)}
     with working_folder(None) as folder:
         path = out_samples or RunDir(folder).samples(role)
-        found = wait(_ask(model, records, judge, path, batch_size, workspace, key, asked))
+        with answer_store(reuse) as store:
+            asked |= {"out_samples": path, "store": store}
+            found = wait(_ask(model, records, judge, batch_size, workspace, key, asked))
     figures = dict(found.metrics)
     if any(name != "memory" for name in measured):
         figures |= _latency(model, records, judge, sampling, num_latency_calls, workspace, key)
@@ -85,7 +95,6 @@ async def _ask(
     model: Named,
     records: Sequence[Record],
     task: Task,
-    path: Path,
     batch_size: int,
     workspace: Mapping[str, Any] | None,
     key: str | None,
@@ -93,14 +102,13 @@ async def _ask(
 ) -> Evaluation:
     from potstill.examine.run import evaluate as evaluate_model
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    asked["out_samples"].parent.mkdir(parents=True, exist_ok=True)
     capture = Capture(k=1) if "ece" in asked["metrics"] else None
     async with opened_model(model, batch_size, workspace, key, capture=capture) as opened:
         return await evaluate_model(
             opened,
             records,
             task,
-            out_samples=path,
             num_parameters=getattr(opened, "num_parameters", None),
             setting=getattr(opened, "setting", {}),
             **asked,
@@ -128,6 +136,9 @@ def evaluate_config(
         columns=config.data.columns,
         sampling=Sampling(max_new_tokens=limit, stop=config.generation.stop),
         batch_size=config.evaluate.batch_size,
+        group_by=None if config.data.split_by == "time" else config.data.group_by,
+        history=config.evaluate.history,
+        reuse=config.evaluate.reuse_answers,
         num_latency_calls=max(2, config.evaluate.num_latency_calls),
         out_samples=out_samples,
         workspace=workspace,

@@ -39,12 +39,15 @@ class ModelRef(Noun):
     source: str
     """Folder, hub id, GGUF file, or base URL of an endpoint."""
 
-    kind: Literal["huggingface", "gguf", "endpoint"]
+    kind: Literal["huggingface", "gguf", "endpoint", "opener"]
     revision: str | None = None
     """Branch, tag or commit on the hub."""
 
     model: str | None = None
     """What the endpoint calls the model."""
+
+    opener: str | None = None
+    """For a file of another engine: "module:attribute", called with this; gives a `ChatModel`."""
 
     api: Api | None = None
     """What the endpoint speaks; found from the host where None."""
@@ -105,7 +108,7 @@ def find_model(name: str, *, workspace: Mapping[str, Any] | None = None) -> Mode
         return _located(ModelRef(name=name, source=name, kind="gguf"))
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").exists():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ConfigError(
                 f"the folder {name} has no config.json; a model folder is what save_pretrained "
                 f"writes: config.json, safetensors and a tokenizer"
@@ -115,6 +118,12 @@ def find_model(name: str, *, workspace: Mapping[str, Any] | None = None) -> Mode
         if not path.is_file():
             raise ConfigError(f"{name}: no such file")
         return ModelRef(name=path.stem, source=str(path), kind="gguf")
+    if path.is_file():
+        raise ConfigError(
+            f"no engine here runs {path.name}: it runs folders with config.json and .gguf files. "
+            f"Give the file a name in potstill.yaml, with the function that opens it: "
+            f"models: {{NAME: {{source: {name}, opener: module:attribute}}}}"
+        )
     entry = _catalogue_names().get(name.lower())
     if entry is not None:
         return _located(entry)
@@ -184,15 +193,18 @@ def _from_workspace(name: str, entry: Any) -> ModelRef:
     place = facts.pop("url", None) or facts.pop("source", None)
     if not place:
         raise ConfigError(f"models.{name} in the workspace has neither source nor url")
-    # The place is looked up without the workspace: a name that maps to itself must not loop.
-    found = find_model(str(place))
+    if facts.get("opener"):
+        found = ModelRef(name=name, source=str(place), kind="opener")
+    else:
+        # Looked up without the workspace: a name that maps to itself must not loop.
+        found = find_model(str(place))
     try:
         return ModelRef.model_validate({**found.model_dump(), **facts, "name": name})
     except ValidationError as error:
         keys = ", ".join(str(item["loc"][0]) for item in error.errors())
         raise ConfigError(
             f"models.{name} in the workspace: {keys} cannot be used; it takes source or url, "
-            f"model, key, api, api_version, logprobs_mode, price, revision, context"
+            f"opener, model, key, api, api_version, logprobs_mode, price, revision, context"
         ) from None
 
 

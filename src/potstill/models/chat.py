@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import SecretStr
 
@@ -15,6 +15,7 @@ from potstill.models.engines import GgufModel, has_llama_cpp
 from potstill.models.launch import open_launched
 from potstill.models.launched import LaunchedModel
 from potstill.models.logprobs import Capture
+from potstill.protocols import ChatModel, resolve_attribute
 
 if TYPE_CHECKING:
     from potstill.models.local import LocalModel
@@ -32,8 +33,10 @@ def open_chat_model(
     key: SecretStr | None = None,
     capture: Capture | None = None,
     top_logprobs: int = 0,
-) -> EndpointModel | GgufModel | LaunchedModel | LocalModel:
+) -> EndpointModel | GgufModel | LaunchedModel | LocalModel | ChatModel:
     """Opens a model for asking: an endpoint, llama.cpp for GGUF files, else its weights.
+
+    What the workspace names an `opener` for is opened by that.
 
     Where the teacher's config names an engine to launch, that one answers for the weights.
 
@@ -55,6 +58,8 @@ def open_chat_model(
     ref = _ref_of(model, workspace)
     if isinstance(model, TeacherConfig) and model.launch:
         return open_launched(model, ref, max_in_flight=max_in_flight, top_logprobs=top_logprobs)
+    if ref.opener:
+        return cast("ChatModel", resolve_attribute(ref.opener, what=f"opener of {ref.name}")(ref))
     if ref.kind == "endpoint":
         settings = model if isinstance(model, TeacherConfig) else None
         names = ("timeout_seconds", "requests_per_minute", "tokens_per_minute")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,12 @@ class GgufModel:
             "batch": self._slots,
             "context": self._context,
         }
+
+    @property
+    def known_as(self) -> str:
+        """What its answers depend on besides prompt and sampling."""
+        version = metadata.version("xllamacpp")
+        return f"{self.identity} xllamacpp {version} context {self._context}"
 
     async def prepare(self) -> None:
         """Waits until the server is up.

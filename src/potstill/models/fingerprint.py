@@ -13,6 +13,9 @@ from potstill.types import Message, Record, Sampling
 _VERSION = 1
 _BLOCK = 65_536
 _NUM_BLOCKS = 64
+_COUNTED = ("*.safetensors", "*.json", "*.jinja", "*.model")
+"""Weights, configs, the chat template, and a tokenizer that is not JSON."""
+
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
 
 
@@ -51,7 +54,7 @@ def weights_identity(path: Path) -> str:
     A file counts by its name, its size and 64 blocks of 64 KiB spread over it; so training
     that moves every matrix is seen, and a model of 100 GB takes a second.
     """
-    files = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))
+    files = [file for ending in _COUNTED for file in sorted(path.glob(ending))]
     files = [path] if path.is_file() else files
     digest = hashlib.sha256()
     for file in files:

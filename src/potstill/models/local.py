@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from potstill.data.render import end_token_ids, render_prompt, vocab_fingerprint
@@ -129,6 +130,13 @@ class LocalModel:
             "threads": torch.get_num_threads(),
             "batch": self.batch_size,
         }
+
+    @property
+    def known_as(self) -> str:
+        """What its answers depend on besides prompt and sampling."""
+        device = self.device.partition(":")[0]
+        engine = f"transformers {transformers.__version__} torch {torch.__version__}"
+        return f"{self.identity} {self.dtype} {device} {engine}"
 
     async def respond(
         self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0

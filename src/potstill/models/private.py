@@ -11,7 +11,7 @@ from potstill.protocols import ChatModel
 from potstill.types import Message, Record, Response, Sampling
 
 _PASSED_ON = (
-    *("identity", "price", "setting", "num_parameters", "memory_bytes"),
+    *("identity", "known_as", "price", "setting", "num_parameters", "memory_bytes"),
     *("state", "num_in_flight", "num_retries", "batches"),
 )
 _MOST_REMEMBERED = 1024

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from potstill.errors import ConfigError, DataError, MissingExtra, OfflineError
 from potstill.models.catalog import ModelRef, find_model
+from potstill.models.fingerprint import weights_identity
 from potstill.models.offline import is_offline
 from potstill.rundir import whole_folder
 
@@ -73,16 +74,18 @@ def cached_folder(source: ModelRef | Path | str) -> Path:
     """A Hugging Face folder with the model's weights, on this machine.
 
     Hub names are looked up in the local cache first and fetched only where that is allowed;
-    GGUF files are converted into `$POTSTILL_HOME` (or ~/.cache/potstill), by their hash.
+    GGUF files are converted, and adapters merged into their base, in `$POTSTILL_HOME` (or
+    ~/.cache/potstill), by their hash.
 
     Raises:
         ConfigError: If the weights are not here and cannot be fetched.
         DataError: If the folder holds pickled weights or code.
     """
     ref = source if isinstance(source, ModelRef) else find_model(str(source))
-    if ref.kind == "endpoint":
+    if ref.kind in ("endpoint", "opener"):
+        what = "an endpoint" if ref.kind == "endpoint" else "opened by code of its own"
         raise ConfigError(
-            f"{ref.name} is an endpoint ({ref.source}): it has no weights here. Losses on "
+            f"{ref.name} is {what} ({ref.source}): it has no weights here. Losses on "
             f"probabilities and students need a folder or a file"
         )
     if ref.kind == "gguf":
@@ -90,6 +93,8 @@ def cached_folder(source: ModelRef | Path | str) -> Path:
     folder = Path(ref.source)
     if not folder.is_dir():
         folder = _from_hub(ref)
+    if (folder / "adapter_config.json").exists() and not any(folder.glob("model*.safetensors")):
+        return _merged(folder)
     _refuse_foreign_code(folder)
     return folder
 
@@ -208,8 +213,7 @@ def _converted(path: Path) -> Path:
             key = hashlib.file_digest(file, "sha256").hexdigest()[:24]
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    home = Path(os.environ.get("POTSTILL_HOME") or Path.home() / ".cache" / "potstill")
-    folder = home / "gguf" / f"{path.stem}-{key}-{_CACHE_VERSION}"
+    folder = _home() / "gguf" / f"{path.stem}-{key}-{_CACHE_VERSION}"
     if folder.is_dir():
         return folder
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -225,6 +229,39 @@ def _converted(path: Path) -> Path:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     return folder
+
+
+def _merged(adapter: Path) -> Path:
+    """The Hugging Face folder of an adapter's base with the adapter in it, made on first use."""
+    try:
+        tree = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        base = cached_folder(find_model(str(tree["base_model_name_or_path"])))
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{adapter / 'adapter_config.json'} names no base model: {error}") from None
+    key = hashlib.sha256(f"{weights_identity(adapter)} {weights_identity(base)}".encode())
+    name = f"{adapter.resolve().name}-{key.hexdigest()[:24]}-{_CACHE_VERSION}"
+    folder = _home() / "merged" / name
+    if folder.is_dir():
+        return folder
+    if not any(adapter.glob("*.safetensors")):
+        raise DataError(f"{adapter} holds no adapter in safetensors; pickled ones are not read")
+    if importlib.util.find_spec("peft") is None:
+        raise MissingExtra('adapters need an extra: pip install "potstill[train]"')
+    from peft import PeftModel
+
+    model, tokenizer = load_weights(base)
+    own = any((adapter / file).exists() for file in ("tokenizer.json", "tokenizer_config.json"))
+    with quiet(), _reading(adapter):
+        tokenizer = AutoTokenizer.from_pretrained(adapter) if own else tokenizer
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        with whole_folder(folder) as temporary:
+            merged.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def _home() -> Path:
+    return Path(os.environ.get("POTSTILL_HOME") or Path.home() / ".cache" / "potstill")
 
 
 def _forget_quantisation(model: Any, config: Any) -> None:

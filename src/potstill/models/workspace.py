@@ -164,6 +164,10 @@ def _read_models(given: Any, base: Path, problems: list[str]) -> dict[str, dict[
     models = {}
     for name, place in given.items():
         tree = {"source": place} if isinstance(place, str) else place
+        opener = {}
+        if isinstance(tree, Mapping) and "opener" in tree:
+            opener = {"opener": tree["opener"]}
+            tree = {key: value for key, value in tree.items() if key != "opener"}
         try:
             entry = TeacherConfig.model_validate(tree)
         except ValidationError as error:
@@ -172,7 +176,7 @@ def _read_models(given: Any, base: Path, problems: list[str]) -> dict[str, dict[
         found = entry.model_dump(mode="json", exclude_unset=True)
         if entry.source and _is_file(entry.source, base):
             found["source"] = str((base / entry.source).absolute())
-        models[str(name)] = found
+        models[str(name)] = {**found, **opener}
     return models
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from potstill.errors import ConfigError
 from potstill.examine.memory import disk_bytes
 from potstill.examine.numbers import number
+from potstill.examine.reuse import AnswerStore, answer_store
 from potstill.examine.run import evaluate as evaluate_model
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
@@ -17,6 +18,8 @@ from potstill.models.logprobs import Capture
 from potstill.pipeline.context import Context, decoding, prepared, wait
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.export import exported_files
+from potstill.pipeline.general import general
+from potstill.pipeline.labelled import grouping
 from potstill.pipeline.measure import Row, measure
 from potstill.pipeline.teachers import open_teachers, teachers_ref
 from potstill.pipeline.train import student_folder
@@ -63,6 +66,8 @@ def evaluate(ctx: Context) -> None:
         _evaluate_row(ctx, row, records)
     if "plain" in ctx.config.evaluate.baselines:
         _evaluate_plain(ctx, records)
+    if ctx.config.evaluate.general_tasks:
+        general(ctx, rows)
     if ctx.config.evaluate.num_latency_calls >= 2:
         measure(ctx, rows, records, opened, decoding(ctx))
 
@@ -95,7 +100,7 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
     stage = f"evaluate-{row.role}"
     is_several = len(ctx.config.teachers) > 1
 
-    async def ask() -> Evaluation:
+    async def ask(store: AnswerStore | None) -> Evaluation:
         named = {metric_name(name) for name in settings.metrics or ()}
         capture = Capture(k=1) if "ece" in named else None
         async with contextlib.AsyncExitStack() as stack:
@@ -123,7 +128,9 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
                 num_parameters=getattr(model, "num_parameters", None),
                 disk_bytes=_disk_bytes(row),
                 setting=getattr(model, "setting", {}),
-                group_by=group_field(ctx),
+                group_by=grouping(ctx),
+                history=settings.history,
+                store=store,
                 slices=settings.slices,
                 seed=settings.seed,
                 teacher=teacher,
@@ -131,20 +138,14 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
             )
 
     def work() -> dict[str, Any]:
-        found = wait(ask())
+        with answer_store(settings.reuse_answers, megabytes=settings.reuse_megabytes) as store:
+            found = wait(ask(store))
         write_text(run.evaluation(row.role), found.model_dump_json(indent=1) + "\n")
         name, first = next(iter(found.metrics.items()))
         return {"text": f"{first.n:,} answers, {name} {number(first.value, first.unit)}"}
 
-    asked = (settings.metrics, settings.slices, settings.seed, ctx.config.task)
-    inputs = (row.key, run.test, decoding(ctx), *asked)
-    ctx.stage(stage, inputs, work)
-
-
-def group_field(ctx: Context) -> str | None:
-    """The metadata field whose rows hang together; None where rows are independent."""
-    data = ctx.config.data
-    return data.group_by if data.split_by == "group" else None
+    asked = (row.key, run.test, decoding(ctx), ctx.config.task, settings.history, grouping(ctx))
+    ctx.stage(stage, (*asked, settings.metrics, settings.slices, settings.seed), work)
 
 
 def _disk_bytes(row: Row) -> int | None:
@@ -191,7 +192,7 @@ def _evaluate_plain(ctx: Context, records: list[Record]) -> None:
                 metrics=settings.metrics,
                 fields=fields,
                 join=join,
-                group_by=group_field(ctx),
+                group_by=grouping(ctx),
                 slices=settings.slices,
                 seed=settings.seed,
             )

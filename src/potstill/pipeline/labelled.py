@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from potstill.config import GenerationConfig
-from potstill.examine.run import Question, collect_samples, make_sample
+from potstill.examine.answering import Question, collect_samples, make_sample
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
 from potstill.models.several import SeveralTeachers
@@ -139,4 +139,4 @@ async def ask_untouched(
 
 def grouping(ctx: Context) -> str | None:
     """The field whose rows are resampled together."""
-    return ctx.config.data.group_by if ctx.config.data.split_by == "group" else None
+    return None if ctx.config.data.split_by == "time" else ctx.config.data.group_by

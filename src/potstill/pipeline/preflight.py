@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from potstill.config import GenerationConfig, LogprobsMode, StudentConfig, TeacherConfig
+from potstill.config import (
+    DistillConfig,
+    GenerationConfig,
+    LogprobsMode,
+    StudentConfig,
+    TeacherConfig,
+)
 from potstill.data.privacy import Privacy
 from potstill.data.render import vocab_fingerprint
 from potstill.errors import ConfigError, TeacherError, TeacherRefused, VocabMismatch
+from potstill.examine.gates import parse_gate
 from potstill.examine.metrics import get_metric
 from potstill.examine.run import read_names
 from potstill.models.batches import in_batches
@@ -42,6 +49,7 @@ def preflight(ctx: Context) -> None:
     config = ctx.config
     for name in read_names(config.evaluate.metrics):
         get_metric(name)
+    _refuse_gates_that_cannot_hold(config)
     for name in config.checks:
         resolve("check", name)
     for export in config.export:
@@ -68,6 +76,22 @@ def preflight(ctx: Context) -> None:
     if _asks_the_teacher(ctx):
         pairs = zip(config.teachers, refs, strict=True)
         wait(_dry_calls(ctx, [t for t, r in pairs if r.kind == "endpoint" or _launches(ctx, t)]))
+
+
+def _refuse_gates_that_cannot_hold(config: DistillConfig) -> None:
+    """A rule that cannot be read, or on a model that will not be evaluated, is found now."""
+    evaluated = {"distilled", *config.evaluate.baselines, *config.export}
+    evaluated |= {"teacher"} if config.evaluate.teacher else set()
+    if "plain" in evaluated:
+        evaluated |= {"majority", "tfidf_gold", "tfidf_teacher"}
+    evaluated.discard("plain")
+    for rule in config.evaluate.gates:
+        role = parse_gate(rule).role
+        if role is not None and role not in evaluated:
+            raise ConfigError(
+                f"evaluate.gates: {rule!r} needs {role!r}, which this run does not evaluate; it "
+                f"evaluates: {', '.join(sorted(evaluated))}"
+            )
 
 
 def teacher_ref(ctx: Context) -> ModelRef:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.examine.report import build_report
@@ -11,7 +11,6 @@ from potstill.examine.report_html import render_html
 from potstill.examine.report_markdown import render_markdown
 from potstill.examine.run import read_names
 from potstill.pipeline.context import Context, decoding
-from potstill.pipeline.evaluate import rows_of
 from potstill.rundir import RunDir, content_hash, read_jsonl, write_text
 from potstill.tasks import default_metrics, is_closed
 from potstill.types import Estimate, Evaluation, Record, Report, Sample
@@ -45,12 +44,14 @@ def compare(ctx: Context) -> None:
             data=_funnel(ctx),
             training=_training(ctx),
             environment=json.loads(run.environment.read_text(encoding="utf-8")),
+            limits=_limits(ctx, samples["distilled"]),
         )
         write_text(run.report_json, found.model_dump_json(indent=1) + "\n")
         # The verdict itself follows under the last stage; here it would stand there twice.
         return {"text": f"{len(evaluations)} models on the same {found.task['n']:,} records"}
 
-    measured = run.facts("measure").get("finished_at")  # times differ from one to the next
+    # Times differ from one measurement to the next.
+    measured = [run.facts(stage).get("finished_at") for stage in ("measure", "general")]
     inputs = (*files, measured, config.evaluate, config.name, list(evaluations))
     ctx.stage("compare", inputs, work)
 
@@ -90,11 +91,14 @@ def _curve(run: RunDir) -> list[dict[str, Any]]:
 
 def _evaluations(ctx: Context) -> dict[str, Evaluation]:
     """All evaluations of the run, with the speed and memory that were measured for them."""
+    from potstill.pipeline.evaluate import rows_of  # it needs torch; drawing a report does not
+
     run = ctx.run
     roles = [row.role for row in rows_of(ctx)]
     if "plain" in ctx.config.evaluate.baselines:
         roles += run.facts("evaluate-plain").get("roles", [])
     measured = run.facts("measure") if ctx.config.evaluate.num_latency_calls >= 2 else {}
+    general = run.facts("general").get("general", {}) if ctx.config.evaluate.general_tasks else {}
     found = {}
     for role in roles:
         text = run.evaluation(role).read_text(encoding="utf-8")
@@ -104,10 +108,26 @@ def _evaluations(ctx: Context) -> dict[str, Evaluation]:
             extra["latency_ratio"] = measured["ratios"][role]
         if role in measured.get("memory", {}):
             extra["memory"] = measured["memory"][role]
+        extra |= general.get(role, {})
         metrics = {name: Estimate.model_validate(value) for name, value in extra.items()}
         update = {"metrics": {**evaluation.metrics, **metrics}}
         found[role] = evaluation.model_copy(update=update)
     return found
+
+
+def _limits(ctx: Context, answers: Sequence[Sample]) -> list[str]:
+    """What answers to conversations do not show, by the history they were given on."""
+    if not any(sample.turn for sample in answers):
+        return []
+    if ctx.config.evaluate.history == "own":
+        return [
+            "Each turn was asked on the model's own answers before it, while the user's turns are "
+            "those of the known conversation: a user would have reacted to another answer."
+        ]
+    return [
+        "Each turn was asked on the known answers before it: whether a model's own mistakes "
+        "mislead it later on is not shown (evaluate.history: own shows that)."
+    ]
 
 
 def _task_facts(ctx: Context) -> dict[str, Any]:

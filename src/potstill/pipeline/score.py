@@ -36,11 +36,11 @@ from potstill.pipeline.teach import (
 )
 from potstill.rundir import read_jsonl
 from potstill.targets.store import TargetWriter
+from potstill.tasks.conversation import with_answers
 from potstill.teach.accept import accepted_id
 from potstill.teach.kept import TEXTS, Kept, Lesson, Misfit, Source, keep
 from potstill.teach.ledger import Ledger
 from potstill.teach.prompts import lessons, teacher_prompt
-from potstill.teach.requests import with_answers
 from potstill.types import Message, Record, Response
 
 if TYPE_CHECKING:

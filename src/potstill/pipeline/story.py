@@ -22,7 +22,7 @@ from potstill.pipeline.expand import expand
 from potstill.pipeline.export import export
 from potstill.pipeline.preflight import preflight
 from potstill.pipeline.prepare import prepare
-from potstill.pipeline.report import compare, report
+from potstill.pipeline.report import compare, read_report, report
 from potstill.pipeline.score import score
 from potstill.pipeline.teach import check, teach
 from potstill.pipeline.train import train
@@ -97,10 +97,30 @@ def distill(
             found = stage(ctx) or found
             if stage.__name__ == stop_after:
                 break
-    missed = [gate["rule"] for gate in found.gates if not gate["passed"]] if found else []
-    if missed:
-        raise GateFailed(f"quality gate not met: {'; '.join(missed)}; see {run.report_html}")
+        if stop_after in (None, "compare", "report"):
+            _refuse_missed_gates(config, run)
     return found
+
+
+def _refuse_missed_gates(config: DistillConfig, run: RunDir) -> None:
+    """What was not compared has not passed either.
+
+    Raises:
+        GateFailed: If a gate of the config was not met, or could not be looked at.
+    """
+    if not config.evaluate.gates:
+        return
+    rules = "; ".join(config.evaluate.gates)
+    if not run.facts("split").get("num_test") or not run.report_json.exists():
+        raise GateFailed(
+            f"quality gate not met: {rules}: nothing was compared, because the test set holds no "
+            f"records; give more of them with data.test"
+        )
+    missed = [g for g in read_report(run).gates if not g["passed"]]
+    if missed:
+        told = "; ".join(f"{gate['rule']} ({gate['found']})" for gate in missed)
+        where = run.report_html if run.report_html.exists() else run.report_json
+        raise GateFailed(f"quality gate not met: {told}; see {where}")
 
 
 def environment(config: DistillConfig) -> dict[str, Any]:

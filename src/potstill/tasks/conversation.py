@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 from potstill.tasks.facts import agrees, facts_by_turn, facts_of
 from potstill.tasks.reading import visible
-from potstill.types import Record
+from potstill.types import Message, Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +59,26 @@ class Conversation:
             return None
         if prediction is None:
             return 0.0
-        turn = sum(message.role == "assistant" for message in record.messages)
+        # A greeting before any user turn is not asked for, and so no turn has its number.
+        pairs = itertools.pairwise(message.role for message in record.messages)
+        turn = sum(pair == ("user", "assistant") for pair in pairs)
         facts = facts_of(record.metadata, turn, record.reference)
         return float(agrees(prediction, [record.reference], facts))
+
+
+def with_answers(prompts: Sequence[Record], turn: int, said: Sequence[str]) -> Record:
+    """The prompt of a turn in which the answers to earlier turns are those that were said.
+
+    Args:
+        prompts: A task's `turns` of one record.
+        said: One answer for each turn before this one.
+    """
+    messages = list(prompts[turn].messages)
+    for earlier in reversed(range(turn)):
+        at = len(prompts[earlier].messages)
+        num_known = int(messages[at].role == "assistant")
+        messages[at : at + num_known] = [Message(role="assistant", content=said[earlier])]
+    return prompts[turn].model_copy(update={"messages": tuple(messages)})
 
 
 def _with_facts_by_turn(turns: tuple[Record, ...]) -> tuple[Record, ...]:

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 from potstill.config import GenerationConfig
 from potstill.protocols import Check, Task
+from potstill.tasks.conversation import with_answers
 from potstill.teach.checks import first_fault
 from potstill.teach.choose import agreed, choose
 from potstill.teach.isolated import CheckPool, Verdict
 from potstill.teach.prompts import join_reasoning
-from potstill.teach.requests import with_answers
 from potstill.types import Record, Rejection, Response
 
 SetCheck = Callable[[Record], Rejection | None]

@@ -10,6 +10,7 @@ from typing import Any
 from potstill.config import GenerationConfig
 from potstill.protocols import Check, Task, resolve
 from potstill.tasks import is_closed
+from potstill.tasks.conversation import with_answers
 from potstill.tasks.languages import language_fault
 from potstill.tasks.refusal import is_refusal
 from potstill.teach.forms import (
@@ -20,7 +21,6 @@ from potstill.teach.forms import (
     says_nothing,
     translation_length_fault,
 )
-from potstill.teach.requests import with_answers
 from potstill.types import Record, Rejection, Response
 
 

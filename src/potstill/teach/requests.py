@@ -10,6 +10,7 @@ from potstill.config import GenerationConfig
 from potstill.models.fingerprint import identity_of, request_fingerprint, sent_by
 from potstill.models.several import Member, asked_in_order
 from potstill.protocols import ChatModel, Task
+from potstill.tasks.conversation import with_answers
 from potstill.teach.outcomes import request_key
 from potstill.teach.prompts import teacher_prompt
 from potstill.types import Message, Record, Response, Sampling
@@ -124,11 +125,3 @@ def seed_of(run_seed: int, record_id: str, turn: int, sample: int) -> int:
     text = f"{run_seed}\0{record_id}\0{turn}\0{sample}"
     digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:4], "big") >> 1
-
-
-def with_answers(prompts: Sequence[Record], turn: int, said: Sequence[str]) -> Record:
-    """The prompt of a turn in which the answers to earlier turns are those that were said."""
-    messages = list(prompts[turn].messages)
-    for earlier, text in enumerate(said[:turn]):
-        messages[len(prompts[earlier].messages)] = Message(role="assistant", content=text)
-    return prompts[turn].model_copy(update={"messages": tuple(messages)})
