@@ -36,6 +36,17 @@ def test_five_keys_are_enough(config_file):
     assert config.loss.kind == "sft"
 
 
+@pytest.mark.parametrize("date", ["2026-11", "2026-11-22", "'2026-11-22'"])
+def test_a_price_has_a_date_however_yaml_reads_it(config_file, date):
+    config_file.write_text(f"{MINIMAL}evaluate: {{cost: {{machine_price: 0.1, as_of: {date}}}}}\n")
+    assert load_config(config_file).evaluate.cost.as_of == date.strip("'")
+
+
+def test_no_load_and_the_default_load_are_two_things(config_file):
+    assert load_config(config_file).evaluate.load is None
+    assert load_config(config_file, ["evaluate.load={}"]).evaluate.load.e2e_seconds == 5.0
+
+
 def test_files_are_looked_for_beside_the_config(config_file):
     assert load_config(config_file).train_data == (config_file.parent / "faq.jsonl",)
 

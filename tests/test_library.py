@@ -116,6 +116,15 @@ def test_inference_time_is_latency_measured_on_single_calls():
     assert measure_inference_time(Clerk(), num_calls=3) > 0
 
 
+def test_times_come_with_what_they_are_only_true_for():
+    found = evaluate(Clerk(), RECORDS, ["accuracy", "ttft", "tpot"], num_latency_calls=4)
+    assert found.metrics["ttft"].value is None and "does not stream" in found.metrics["ttft"].note
+    speed = found.setting["speed"]
+    assert (speed["timed_calls"], speed["different_prompts"]) == (4, 4)
+    assert speed["answer_tokens"]["median"] == 5 and speed["processor"]["cores"] >= 1
+    assert speed["energy"] and not speed["includes_network"]
+
+
 def test_an_unknown_metric_is_refused_before_anything_is_asked():
     clerk = Clerk()
     with pytest.raises(ConfigError, match=r"acuracy.*accuracy"):

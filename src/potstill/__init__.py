@@ -30,6 +30,7 @@ _HOME = {
     "generate_teacher_responses": "potstill.library",
     "fine_tune_student": "potstill.library",
     "evaluate": "potstill.library",
+    "bench": "potstill.library",
     "evaluate_accuracy": "potstill.library",
     "measure_inference_time": "potstill.library",
     "profile_memory_consumption": "potstill.library",

@@ -23,6 +23,7 @@ from rich.text import Text
 from potstill.examine import numbers
 from potstill.examine.numbers import count, duration, parameters, size
 from potstill.examine.report_markdown import metric_names
+from potstill.examine.report_speed import claim_lines
 from potstill.examine.report_verdict import metric_text, role_text
 from potstill.types import Estimate, Evaluation, Report
 
@@ -157,6 +158,8 @@ def print_report(report: Report) -> None:
         print_line()
         _print_table(others)
     _print_legend(report, width)
+    for line in claim_lines(report):
+        print_line(line)
     for gate in report.gates:
         state = "passed" if gate["passed"] else "FAILED"
         print_line(f"gate {state}: {gate['rule']} ({gate['found']})")

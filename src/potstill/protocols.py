@@ -48,6 +48,21 @@ class ChatModel(Protocol):
         ...
 
 
+class StreamingModel(ChatModel, Protocol):
+    """A chat model that tells when its tokens come, so that the first one can be timed."""
+
+    async def stream(
+        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+    ) -> Response:
+        """As `respond`, in one attempt and without waiting for anybody's limits.
+
+        Args:
+            on_token: Called as text of the model arrives, from any thread: once a token, or once
+                for several where they arrive together.
+        """
+        ...
+
+
 class WhiteBoxModel(ChatModel, Protocol):
     """A chat model that also tells its probabilities. Every loss but `sft` needs one."""
 

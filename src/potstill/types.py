@@ -234,6 +234,7 @@ class Sample(Noun):
     """The task's accuracy rule, in [0, 1]; None where there is no reference."""
 
     finish_reason: str = "stop"
+    num_prompt_tokens: int = 0
     num_new_tokens: int = 0
     seconds: float = 0.0
     error: str = ""
@@ -362,6 +363,16 @@ class Report(Noun):
     where -> model -> how much. Only what could be measured."""
 
     gates: tuple[dict[str, Any], ...] = ()
+    load: dict[str, dict[str, Any]] = {}
+    """Row -> what it carries on one machine, level by level (`examine.load.Load`)."""
+
+    cost: dict[str, Any] = {}
+    """What a thousand requests cost, the distillation once, and the break-even."""
+
+    claims: tuple[dict[str, Any], ...] = ()
+    """Response time, memory, accuracy kept, running cost, concurrent users: what this run shows of
+    each, and what part distillation, engine and quantisation have (`examine.claims.Claim`)."""
+
     data: dict[str, Any] = {}
     """The funnel: requested, answered, accepted, rejected by reason."""
 

@@ -236,6 +236,13 @@ def test_gates_compare_with_a_number_or_a_model(rule, passed):
     assert found["passed"] is passed and found["rule"] == rule
 
 
+def test_gates_know_every_time_and_its_slow_end():
+    models = {"distilled": evaluation("distilled", accuracy=0.8)}
+    for name in ("ttft", "ttft.p95", "tpot.p99", "latency.p99", "memory.weights", "energy"):
+        (found,) = check_gates([f"{name} <= 1"], models)
+        assert f"{name} of distilled was not measured" in found["found"]
+
+
 def test_what_was_not_measured_does_not_pass():
     models = {"distilled": evaluation("distilled", accuracy=0.8)}
     (found,) = check_gates(["latency.p95 <= 1"], models)

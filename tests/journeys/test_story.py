@@ -44,6 +44,8 @@ def place(tmp_path_factory, teach_tiny):
             "baselines": ["untouched", "gold_few", "text"],
             "num_few": 4,
             "num_latency_calls": 3,
+            "load": {"concurrency": [1, 2], "num_requests": 10},
+            "cost": {"machine_price": 0.36, "currency": "EUR", "as_of": "2026-11"},
         },
         "export": ["gguf:f32"],
     }
@@ -75,6 +77,31 @@ def test_every_row_is_in_the_report_and_a_second_run_does_nothing(place):
     again, _, kinds = told(place)
     assert set(kinds.values()) == {"skipped"}
     assert again == report
+
+
+def test_the_report_says_what_its_models_take_and_what_brought_it(place):
+    report, run, _ = told(place)
+    assert set(report.load) == {"teacher", "distilled", "gguf:f32"}
+    claims = {claim["name"]: claim for claim in report.claims}
+    bases = {name: claim["basis"] for name, claim in claims.items()}
+    measured = dict.fromkeys(("response_time", "memory", "accuracy", "users"), "measured")
+    assert bases == {**measured, "cost": "assumed"}
+    assert {claim["row"] for claim in report.claims} == {"gguf:f32"}
+    parts = [part["what"] for part in claims["response_time"]["parts"]]
+    assert parts == ["distillation", "engine"]
+    for role in ("teacher", "distilled", "gguf:f32"):
+        found = report.models[role]
+        times = [found.metrics[name].value for name in ("ttft", "latency")]
+        assert 0 < times[0] <= times[1]
+        assert found.metrics["memory.cache_token"].value > 0 and found.metrics["memory"].value > 0
+        speed = found.setting["speed"]
+        assert speed["timed_calls"] == 3 and speed["prompt_tokens"]["least"] > 5
+        assert speed["processor"]["cores"] >= 1 and not speed["includes_network"]
+    once = report.cost["one_off"]
+    assert once["machine_seconds"] > 0 and once["parts"]["machine"] > 0
+    assert "teacher" not in once["parts"], "weights on this machine send no bill"
+    for page in (run.report_html, run.report_markdown):
+        assert "What is said of distilled models, for this run" in page.read_text()
 
 
 def test_probabilities_kept_while_answering_are_those_that_scoring_finds(place):

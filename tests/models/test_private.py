@@ -204,3 +204,27 @@ def test_the_plain_functions_hide_logs_from_endpoints_too(tmp_path):
     assert "canary" not in sent
     with pytest.raises(ConfigError, match=r"privacy\.mode: .*'pseudonymise'"):
         generate_teacher_responses(Echo(), [row], privacy="pseudonymize")
+
+
+class Streaming(Echo):
+    """An echo that streams."""
+
+    async def stream(self, record, sampling, on_token):
+        on_token()
+        return await self.respond(record, sampling)
+
+
+def test_a_stream_goes_through_the_screen_as_well():
+    model, told = Streaming(), []
+    private = PrivateModel(model, privacy())
+
+    async def main():
+        return await private.stream(record(f"I am {NAME}."), GREEDY, lambda: told.append(1))
+
+    response = asyncio.run(main())
+    assert response.text == f"You said: I am {NAME}."
+    assert NAME not in model.asked[0].messages[-1].content and told == [1]
+
+
+def test_a_screen_streams_no_more_than_the_model_behind_it():
+    assert not hasattr(PrivateModel(Echo(), privacy()), "stream")

@@ -7,7 +7,7 @@ from tiny import tiny_llama
 from training import quick, rows, tiny_student
 
 from potstill.config import LossConfig, PruneConfig, TargetsConfig
-from potstill.train.energy import EnergyMeter
+from potstill.models.energy import EnergyMeter
 from potstill.train.loop import Training
 from potstill.train.probe import DrawnTargets, ProbeSpec, _parts_that_fit, main, probe
 from potstill.train.student import prepare_student

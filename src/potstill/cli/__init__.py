@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from potstill import console
-from potstill.cli import audition, demo, estimate, jobs, look, run, seeds, targets
+from potstill.cli import audition, bench, demo, estimate, jobs, look, run, seeds, targets
 from potstill.cli.options import ended
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ demo.add_to(app)
 run.add_to(app)
 audition.add_to(app)
 estimate.add_to(app)
+bench.add_to(app)
 jobs.add_to(app)
 look.add_to(app)
 seeds.add_to(app)

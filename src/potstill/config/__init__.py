@@ -29,6 +29,7 @@ from potstill.config.sections import (
     DistillConfig,
     EvaluateConfig,
 )
+from potstill.config.speed import CostConfig, LoadConfig
 from potstill.config.teachers import asked_of_all
 from potstill.config.training import AdapterConfig, LossConfig, TargetsConfig, TrainConfig
 
@@ -41,6 +42,7 @@ __all__ = [
     "Api",
     "AttentionConfig",
     "CheckLimits",
+    "CostConfig",
     "DataConfig",
     "DataGenerationConfig",
     "DistillConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "FieldTest",
     "GenerationConfig",
     "HiddenConfig",
+    "LoadConfig",
     "LogprobsMode",
     "LossConfig",
     "PriceConfig",

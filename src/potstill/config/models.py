@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from potstill.config.rules import Where
-from potstill.config.section import Section
+from potstill.config.section import Date, Section
 
 
 def _as_source(value: Any) -> Any:
@@ -36,6 +36,9 @@ class PriceConfig(Section):
 
     batch: float = Field(0.5, ge=0, le=1)
     """What a token costs in a provider's batch, as a share of its price."""
+
+    as_of: Date | None = None
+    """When the price was read: `2026-11` or `2026-11-22`. Reports say it beside the cost."""
 
 
 _OF_ENDPOINTS = (

@@ -22,6 +22,7 @@ from potstill.config.generation import GenerationConfig
 from potstill.config.models import Student, TeacherConfig
 from potstill.config.rules import Where
 from potstill.config.section import Section
+from potstill.config.speed import CostConfig, LoadConfig, load_problems
 from potstill.config.teachers import Teachers, teachers_problems
 from potstill.config.training import LossConfig, TrainConfig
 
@@ -173,6 +174,13 @@ class EvaluateConfig(Section):
     lm_eval: Path | None = None
     """The command `lm_eval` of a Python environment of its own."""
 
+    load: LoadConfig | None = None
+    """Put models under load: more and more requests at once, until they come too slowly. `{}` does
+    so with the default objective; left out, it is not done, and users carried are not known."""
+
+    cost: CostConfig = CostConfig()
+    """What machines cost, for the price of an answer and the break-even."""
+
     gates: tuple[str, ...] = ()
     """Rules that must hold, such as `accuracy >= 0.97 * teacher`; else exit code 3."""
 
@@ -226,7 +234,7 @@ class DistillConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillConfig:
         problems = contradictions(self.data, self.generation) + asked_problems(self)
-        problems += teachers_problems(self)
+        problems += teachers_problems(self) + load_problems(self)
         generation = self.generation
         if generation.num_responses > 1 and generation.temperature == 0:
             problems.append(

@@ -232,6 +232,7 @@ def _as_response(sample: Sample) -> Response:
         turn=sample.turn,
         text=sample.text,
         finish_reason=sample.finish_reason,
+        num_prompt_tokens=sample.num_prompt_tokens,
         num_new_tokens=sample.num_new_tokens,
         seconds=sample.seconds,
     )
@@ -274,6 +275,7 @@ def make_sample(question: Question, response: Response, task: Task) -> Sample:
         target=target,
         correct=0.0 if failed and correct is not None else correct,
         finish_reason=response.finish_reason,
+        num_prompt_tokens=response.num_prompt_tokens,
         num_new_tokens=response.num_new_tokens,
         seconds=response.seconds,
         error=response.error or ("no answer" if response.finish_reason == "error" else ""),

@@ -11,6 +11,7 @@ from typing import Any
 
 from potstill.errors import ConfigError
 from potstill.examine.general import PREFIX
+from potstill.examine.measured import ENOUGH_FOR, TIMES
 from potstill.examine.numbers import number
 from potstill.protocols import BUILTIN
 from potstill.types import METRIC_ALIASES, Estimate, Evaluation, metric_name
@@ -19,13 +20,13 @@ OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operat
 MEASURED = (
     "agreement",
     "disk",
-    "latency",
     "latency_ratio",
-    "latency.p95",
-    "latency.p99",
-    "memory",
     "parameters",
     "tokens_per_second",
+    "energy",
+    *(f"{time}{end}" for time in TIMES for end in ("", *ENOUGH_FOR)),
+    *("memory", "memory.weights", "memory.cache_token"),
+    *("memory.gpu_allocated", "memory.gpu_reserved"),
 )
 """What can stand in a rule besides metrics of answers."""
 

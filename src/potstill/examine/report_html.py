@@ -22,6 +22,7 @@ from potstill.examine.report_tables import (
     retention_list,
     safe,
     slices_table,
+    speed_html,
     table,
 )
 from potstill.examine.report_verdict import metric_text, role_text
@@ -76,6 +77,7 @@ def render_html(
         ("Models", models_table(report, student)),
         ("What the student keeps of the teacher", _retention(report)),
         ("Quality against time and size", _plots(report, student)),
+        *speed_html(report),
         ("Is it better?", comparisons_table(report) if report.comparisons else ""),
         ("Gates", _gates(report)),
         ("Where the student is wrong and another is right", _cases(report, report.regressions)),

@@ -8,6 +8,7 @@ from potstill.examine.markdown import table as _table
 from potstill.examine.markdown import titled as _list
 from potstill.examine.numbers import estimate, interval, number, p_value, parameters, size
 from potstill.examine.report_inherited import TITLE, inherited_lines
+from potstill.examine.report_speed import DETAILS, speed_sections
 from potstill.examine.report_verdict import metric_text, role_text
 from potstill.types import Evaluation, Report
 
@@ -22,6 +23,7 @@ def render_markdown(report: Report) -> str:
         f"# {_safe(report.run)}\n\n{_safe(report.verdict)}",
         _models(report),
         _retention(report),
+        _speed(report),
         _comparisons(report),
         _gates(report),
         _data(report),
@@ -47,7 +49,7 @@ def metric_names(report: Report) -> list[str]:
         "tokens_per_second",
     )
     last = [name for name in (*late, "memory") if name in names]
-    return [name for name in names if name not in last] + last
+    return [name for name in (*(n for n in names if n not in last), *last) if name not in DETAILS]
 
 
 def _models(report: Report) -> str:
@@ -80,6 +82,19 @@ def _retention(report: Report) -> str:
         for name, found in report.retention.items()
     ]
     return _list("What the student keeps of the teacher", lines)
+
+
+def _speed(report: Report) -> str:
+    parts = []
+    for title, tables in speed_sections(report):
+        parts.append(f"## {title}")
+        for found in tables:
+            parts += [f"### {_safe(found.title)}"] if found.title else []
+            cells = [[_safe(cell) for cell in row] for row in found.rows]
+            parts.append(_table([_safe(heading) for heading in found.headings], cells))
+            notes = [found.caption, *found.notes]
+            parts.append("\n".join(f"- {_safe(note)}" for note in notes if note))
+    return "\n\n".join(parts)
 
 
 def _comparisons(report: Report) -> str:

@@ -17,6 +17,7 @@ from potstill.examine.numbers import (
     size,
 )
 from potstill.examine.report_markdown import metric_names
+from potstill.examine.report_speed import speed_sections
 from potstill.examine.report_verdict import metric_text
 from potstill.types import Estimate, Evaluation, Report
 
@@ -27,6 +28,7 @@ VERDICT_TEXT = {
     "inconclusive": "open",
 }
 MAX_CLASSES = 30
+LONG_CELL = 40
 
 
 def safe(text: object) -> str:
@@ -228,3 +230,33 @@ def retention_list(report: Report) -> str:
                 text += f" ({percent(found.low)} to {percent(found.high)})"
         items.append(f"<li>{titles.get(name, safe(name))}: {text}</li>")
     return f"<ul>{''.join(items)}</ul>"
+
+
+def speed_html(report: Report) -> list[tuple[str, str]]:
+    """Sections on the five claims, speed and memory, load and cost, each (title, markup)."""
+    sections = []
+    for title, tables in speed_sections(report):
+        text = ""
+        for found in tables:
+            text += f"<h3>{safe(found.title)}</h3>" if found.title else ""
+            rows = [
+                f'<tr><th scope="row">{safe(row[0])}</th>'
+                + "".join(_text_cell(cell) for cell in row[1:])
+                + "</tr>"
+                for row in found.rows
+            ]
+            headings = [safe(heading) for heading in found.headings]
+            text += table(headings, rows, caption=safe(found.caption))
+            if found.notes:
+                notes = "".join(f"<li>{safe(note)}</li>" for note in found.notes)
+                text += (
+                    f'<details class="small"><summary>Definitions and remarks</summary>'
+                    f"<ul>{notes}</ul></details>"
+                )
+        sections.append((title, text))
+    return sections
+
+
+def _text_cell(text: str) -> str:
+    """A cell that is wide enough for what it says."""
+    return f"<td{' class=note' if len(text) > LONG_CELL else ''}>{safe(text)}</td>"

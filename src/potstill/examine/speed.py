@@ -1,8 +1,15 @@
 """How long an answer takes, one request at a time.
 
-Time is read from the monotonic clock around the whole call: prompt in, last token out
-(`e2e`). The first calls warm up caches and are not counted. Several models are measured in
-alternation, so that a machine that is busy for a minute is busy for all of them.
+Times are read from the monotonic clock of whoever asks:
+
+    e2e    from the call to the whole answer
+    ttft   from the call to the first piece of the answer, where the model streams
+    tpot   (e2e - ttft) / (n_out - 1): what each token after the first one takes. vLLM's
+           definition; n_out is the number of answer tokens as the engine counts them, and an
+           answer of one token has none
+
+The first calls warm up caches and are not counted. Several models are measured in alternation,
+so that a machine that is busy for a minute is busy for all of them.
 """
 
 from __future__ import annotations
@@ -12,30 +19,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from potstill.errors import DataError, TeacherError
-from potstill.examine.resample import NUM_RESAMPLES, percentile_interval
+from potstill.errors import DataError, TeacherError, TeacherRefused
+from potstill.examine.times import Call, energy, lengths, ratio_of_medians, throughput, times
+from potstill.models.energy import EnergyMeter
 from potstill.protocols import ChatModel, Task
 from potstill.types import Estimate, Record, Response, Sampling
 
 NUM_CALLS = 30
 NUM_WARMUP = 3
-ENOUGH_FOR = {"latency.p95": (0.95, 100), "latency.p99": (0.99, 1000)}
-"""Quantile, and how many calls it takes to know it."""
+MOST_FAILURES = 2
+"""How often one timed call may fail before the measurement does."""
 
-E2E = "e2e, single stream, monotonic clock"
 NETWORK = "includes_network: true"
 
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One timed answer."""
-
-    seconds: float
-    num_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -44,40 +41,29 @@ class Latencies:
 
     models: dict[str, dict[str, Estimate]]
     ratios: dict[str, Estimate]
+    calls: dict[str, list[Call]]
+    settings: dict[str, dict[str, Any]]
+    """What each one's speed is only true for: lengths of prompts and answers, numbers of calls."""
+
+    energy_source: str
+    """What tells the energy; `not measured` where nothing does."""
 
 
 async def measure_latency(
-    model: ChatModel,
-    records: Sequence[Record],
-    *,
-    task: Task,
-    sampling: Sampling,
-    num_calls: int = NUM_CALLS,
-    num_warmup: int = NUM_WARMUP,
-    includes_network: bool = False,
-    seed: int = 0,
-    on_progress: OnProgress | None = None,
+    model: ChatModel, records: Sequence[Record], *, includes_network: bool = False, **settings: Any
 ) -> dict[str, Estimate]:
-    """One model's `latency` (median seconds), its slow end, and `tokens_per_second`.
+    """One model's times, their slow ends, and `tokens_per_second`.
 
     Args:
         includes_network: Whether the model is asked over a network; noted beside the numbers.
+        settings: As `interleaved_latency` has them.
 
     Raises:
         DataError: If there are no records or fewer than two calls.
         TeacherError: If an answer fails: a time without an answer is no latency.
     """
-    found = await interleaved_latency(
-        {model.name: model},
-        records,
-        task=task,
-        sampling=sampling,
-        num_calls=num_calls,
-        num_warmup=num_warmup,
-        over_network=(model.name,) if includes_network else (),
-        seed=seed,
-        on_progress=on_progress,
-    )
+    over = (model.name,) if includes_network else ()
+    found = await interleaved_latency({model.name: model}, records, over_network=over, **settings)
     return found.models[model.name]
 
 
@@ -108,108 +94,114 @@ async def interleaved_latency(
     prompts = [turn for record in records[: num_calls + num_warmup] for turn in task.turns(record)]
     roles = list(models)
     calls: dict[str, list[Call]] = {role: [] for role in roles}
+    failures: dict[str, list[str]] = {role: [] for role in roles}
+    meter = EnergyMeter()
     for i in range(num_warmup + num_calls):
         prompt = prompts[i % len(prompts)]
         for j in range(len(roles)):
             role = roles[(i + j) % len(roles)]
-            call = await _timed(models[role], prompt, sampling)
+            # What another machine draws is in nobody's counter here.
+            counts = None if role in over_network else meter
+            call = await _timed_at_last(models[role], prompt, sampling, counts, failures[role])
             if i >= num_warmup:
                 calls[role].append(call)
         if on_progress and i >= num_warmup:
             on_progress(i + 1 - num_warmup, num_calls)
-    seconds = {role: np.array([call.seconds for call in calls[role]]) for role in roles}
+    about = {
+        "timed_calls": num_calls,
+        "warm_up_calls": num_warmup,
+        "different_prompts": min(len(prompts), num_warmup + num_calls),
+    }
+    settings = {
+        role: {
+            **getattr(models[role], "setting", {}),
+            **lengths(calls[role]),
+            **about,
+            "failed_calls": len(failures[role]),
+            "includes_network": role in over_network,
+        }
+        for role in roles
+    }
+    return _latencies(calls, settings, meter.source, seed)
+
+
+def _latencies(
+    calls: dict[str, list[Call]], settings: dict[str, dict[str, Any]], source: str, seed: int
+) -> Latencies:
+    first, *others = calls
+    seconds = {role: [call.seconds for call in of_role] for role, of_role in calls.items()}
+    notes = {role: NETWORK if settings[role]["includes_network"] else "" for role in calls}
     return Latencies(
         models={
-            role: _estimates(calls[role], seconds[role], role in over_network, seed)
-            for role in roles
+            role: times(of_role, seed=seed, note=notes[role])
+            | throughput(of_role, seed=seed, note=notes[role])
+            | energy(of_role, seed=seed, source=source)
+            for role, of_role in calls.items()
         },
         ratios={
-            role: _ratio(seconds[role], seconds[roles[0]], roles[0], seed) for role in roles[1:]
+            role: ratio_of_medians(seconds[role], seconds[first], reference=first, seed=seed)
+            for role in others
         },
+        calls=calls,
+        settings=settings,
+        energy_source=source,
     )
 
 
-async def _timed(model: ChatModel, prompt: Record, sampling: Sampling) -> Call:
+async def timed(
+    model: ChatModel, prompt: Record, sampling: Sampling, meter: EnergyMeter | None = None
+) -> Call:
+    """One answer with its times; the time to the first piece where the model streams.
+
+    Args:
+        meter: Counts the energy of this one answer, so nothing else may be asked meanwhile.
+
+    Raises:
+        TeacherError: If no answer came.
+    """
+    arrived: list[float] = []
+
+    def on_token() -> None:
+        if not arrived:
+            arrived.append(time.perf_counter())
+
+    if meter is not None:
+        meter.restart()
+    stream = getattr(model, "stream", None)
     start = time.perf_counter()
-    response: Response = await model.respond(prompt, sampling)
+    response: Response = await (
+        stream(prompt, sampling, on_token) if stream else model.respond(prompt, sampling)
+    )
     seconds = time.perf_counter() - start
     if response.finish_reason == "error":
         raise TeacherError(
             f"{model.name} gave no answer while its speed was measured: {response.error}"
         )
-    return Call(seconds, response.num_new_tokens)
+    first = arrived[0] - start if arrived else None
+    joules = None if meter is None else meter.joules()
+    return Call(seconds, response.num_new_tokens, first, response.num_prompt_tokens, joules)
 
 
-def median_seconds(seconds: Sequence[float], *, note: str, seed: int) -> Estimate:
-    """The median of answers that were timed while others were on their way."""
-    times = np.array(seconds, dtype=np.float64)
-    about = {"n": len(times), "unit": "seconds", "higher_is_better": False}
-    about |= {"signature": "e2e of one request, monotonic clock", "method": _method(seed)}
-    return _quantile(times, _drawn(len(times), seed), 0.5, note, about)
+async def _timed_at_last(
+    model: ChatModel,
+    prompt: Record,
+    sampling: Sampling,
+    meter: EnergyMeter | None,
+    failures: list[str],
+) -> Call:
+    """A timed answer, after others that failed; those are counted and have no time.
 
-
-def _estimates(
-    calls: Sequence[Call], seconds: np.ndarray, network: bool, seed: int
-) -> dict[str, Estimate]:
-    drawn = _drawn(len(seconds), seed)
-    note = NETWORK if network else ""
-    about: dict[str, Any] = {"n": len(seconds), "signature": E2E, "method": _method(seed)}
-    slow: dict[str, Any] = {"unit": "seconds", "higher_is_better": False}
-    found = {"latency": _quantile(seconds, drawn, 0.5, note, about | slow)}
-    for name, (quantile, enough) in ENOUGH_FOR.items():
-        if len(seconds) >= enough:
-            found[name] = _quantile(seconds, drawn, quantile, note, about | slow)
-        else:
-            reason = f"needs {enough:,} calls, there are {len(seconds)}"
-            if name == "latency.p95":
-                found[name] = Estimate(
-                    value=None, note=reason, **(about | slow | {"method": "none"})
-                )
-    tokens = np.array([call.num_new_tokens for call in calls], dtype=np.float64)
-    if tokens.sum() > 0:
-        rates = tokens[drawn].sum(axis=1) / seconds[drawn].sum(axis=1)
-        low, high = percentile_interval(rates)
-        found["tokens_per_second"] = Estimate(
-            value=float(tokens.sum() / seconds.sum()),
-            low=low,
-            high=high,
-            unit="tokens/s",
-            note=note,
-            **(about | {"signature": "answer tokens / e2e seconds, prompt included in the time"}),
-        )
-    return found
-
-
-def _quantile(
-    seconds: np.ndarray, drawn: np.ndarray, quantile: float, note: str, about: dict[str, Any]
-) -> Estimate:
-    low, high = percentile_interval(np.quantile(seconds[drawn], quantile, axis=1))
-    value = float(np.quantile(seconds, quantile))
-    return Estimate(value=value, low=low, high=high, note=note, **about)
-
-
-def _ratio(ours: np.ndarray, theirs: np.ndarray, reference: str, seed: int) -> Estimate:
-    """Median time over median time; both are drawn together, since they were measured together."""
-    drawn = _drawn(len(ours), seed)
-    ratios = np.median(ours[drawn], axis=1) / np.median(theirs[drawn], axis=1)
-    low, high = percentile_interval(ratios)
-    return Estimate(
-        value=float(np.median(ours) / np.median(theirs)),
-        low=low,
-        high=high,
-        n=len(ours),
-        unit="x",
-        method=_method(seed),
-        higher_is_better=False,
-        note=f"median time / median time of {reference}, measured in alternation",
-    )
-
-
-def _drawn(n: int, seed: int) -> np.ndarray:
-    """Which calls each resample holds, [R, n]; fewer resamples of long series."""
-    num_resamples = max(500, min(NUM_RESAMPLES, 2_000_000 // n))
-    return np.random.default_rng(seed).integers(0, n, size=(num_resamples, n))
-
-
-def _method(seed: int) -> str:
-    return f"bootstrap-percentile, seed {seed}"
+    A stream is one attempt. Between two of them the model is asked as usual, which waits as long
+    as an endpoint in trouble wants.
+    """
+    for _ in range(MOST_FAILURES):
+        try:
+            return await timed(model, prompt, sampling, meter)
+        except TeacherRefused:
+            raise
+        except TeacherError as error:
+            if not hasattr(model, "stream"):
+                raise
+            failures.append(str(error))
+            await model.respond(prompt, sampling)
+    return await timed(model, prompt, sampling, meter)

@@ -28,8 +28,10 @@ from potstill.library.learning import (
     generate_teacher_responses,
     train_student_model,
 )
+from potstill.library.measuring import bench
 
 __all__ = [
+    "bench",
     "check_metrics",
     "evaluate",
     "evaluate_accuracy",

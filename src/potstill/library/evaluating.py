@@ -19,21 +19,18 @@ from potstill.library.inputs import (
     wait,
     working_folder,
 )
+from potstill.library.measuring import (
+    MEASURED,
+    is_memory,
+    memory_of_model,
+    own_prompts,
+    speed_of,
+)
 from potstill.models.logprobs import Capture
 from potstill.protocols import Task
 from potstill.rundir import RunDir
 from potstill.tasks import default_metrics
-from potstill.types import Estimate, Evaluation, Message, Record, Sampling, metric_name
-
-MEASURED = ("latency", "latency.p95", "tokens_per_second", "memory")
-"""Metrics that are measured on single calls, not read from answers."""
-
-PROMPTS = (
-    "What is the capital of France?",
-    "Write one sentence about rain.",
-    "How many days does a leap year have?",
-)
-"""What a model is asked when only its speed is of interest."""
+from potstill.types import Evaluation, Record, Sampling, metric_name
 
 
 def evaluate(
@@ -82,13 +79,19 @@ def evaluate(
         with answer_store(reuse) as store:
             asked |= {"out_samples": path, "store": store}
             found = wait(_ask(model, records, judge, batch_size, workspace, key, asked))
-    figures = dict(found.metrics)
-    if any(name != "memory" for name in measured):
-        figures |= _latency(model, records, judge, sampling, num_latency_calls, workspace, key)
-    if "memory" in measured:
-        figures["memory"] = _memory(model, records, workspace)
+    figures, setting = dict(found.metrics), dict(found.setting)
+    if any(not is_memory(name) for name in measured):
+        speed = speed_of(
+            model, records, judge, sampling, num_calls=num_latency_calls, workspace=workspace,
+            key=key, seed=seed,
+        )  # fmt: skip
+        figures |= speed.metrics
+        setting["speed"] = speed.setting
+    if any(is_memory(name) for name in measured):
+        figures |= memory_of_model(model, records, workspace)
     kept = str(out_samples) if out_samples else ""
-    return found.model_copy(update={"metrics": figures, "samples": kept})
+    update = {"metrics": figures, "samples": kept, "setting": setting}
+    return found.model_copy(update=update)
 
 
 async def _ask(
@@ -181,18 +184,24 @@ def measure_inference_time(
     workspace: Mapping[str, Any] | None = None,
 ) -> float:
     """Median seconds of one answer, asked one at a time, on these prompts or a few of ours."""
-    records = records_of(test_data, None) or _own_prompts()
-    sampling = Sampling(max_new_tokens=max_new_tokens)
-    judge = task_of(None, records)
-    found = _latency(student_model, records, judge, sampling, num_calls, workspace, key)
-    return float(found["latency"].value or 0.0)
+    records = records_of(test_data, None) or own_prompts()
+    found = speed_of(
+        student_model, records, task_of(None, records), Sampling(max_new_tokens=max_new_tokens),
+        num_calls=num_calls, workspace=workspace, key=key,
+    )  # fmt: skip
+    seconds = found.metrics["latency"].value
+    assert seconds is not None, "two timed calls or more have a median"
+    return seconds
 
 
 def profile_memory_consumption(
     student_model: Named, *, workspace: Mapping[str, Any] | None = None
 ) -> int:
     """Peak resident bytes of a process with the model that answers one prompt."""
-    return int(_memory(student_model, _own_prompts(), workspace).value or 0)
+    found = memory_of_model(student_model, own_prompts(), workspace)
+    if "memory" not in found or found["memory"].value is None:
+        raise ConfigError("this system does not tell how much memory a process has")
+    return int(found["memory"].value)
 
 
 def _about(model: Named, workspace: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -203,49 +212,3 @@ def _about(model: Named, workspace: Mapping[str, Any] | None) -> dict[str, Any]:
 
     ref = ref_of(model, workspace)
     return {"format": ref.kind, "fingerprint": str([ref.kind, weights_key(ref.source)])}
-
-
-def _latency(
-    model: Named,
-    records: Sequence[Record],
-    task: Task,
-    sampling: Sampling,
-    num_calls: int,
-    workspace: Mapping[str, Any] | None,
-    key: str | None,
-) -> dict[str, Estimate]:
-    from potstill.examine.speed import measure_latency
-
-    remote = not hasattr(model, "respond") and ref_of(model, workspace).kind == "endpoint"
-
-    async def ask() -> dict[str, Estimate]:
-        async with opened_model(model, 1, workspace, key) as opened:
-            return await measure_latency(
-                opened,
-                records,
-                task=task,
-                sampling=sampling,
-                num_calls=num_calls,
-                includes_network=remote,
-            )
-
-    return wait(ask())
-
-
-def _memory(
-    model: Named, records: Sequence[Record], workspace: Mapping[str, Any] | None
-) -> Estimate:
-    ref = None if hasattr(model, "respond") else ref_of(model, workspace)
-    if ref is None or ref.kind == "endpoint":
-        raise ConfigError("memory is measured for weights on this machine: a folder or a file")
-    from potstill.examine.memory import memory_of
-    from potstill.models.weights import cached_folder
-
-    return memory_of(cached_folder(ref), records[0].messages[-1].content)
-
-
-def _own_prompts() -> list[Record]:
-    return [
-        Record(id=f"prompt-{i}", messages=(Message(role="user", content=text),))
-        for i, text in enumerate(PROMPTS)
-    ]

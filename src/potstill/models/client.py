@@ -180,6 +180,41 @@ class Client:
         reply.num_unread = len(unread)
         return reply, answer
 
+    async def stream(self, request: Request, on_line: Callable[[bytes], None]) -> Reply:
+        """One attempt at an answer that comes line by line, for whoever times it.
+
+        It waits for no slot and is not tried again: both would be our time and not the
+        endpoint's. Only a field that the endpoint does not know is left out at once.
+
+        Raises:
+            TeacherRefused: Key, URL, model or quota.
+            TeacherError: It failed.
+        """
+        assert request.make_body is not None
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers |= self._wire.headers(self._key.value())
+        while True:
+            body = request.make_body()
+            try:
+                reply = await self._transport.stream(
+                    request.url, headers, encode_body(body), on_line
+                )
+            except NotAnAnswer as error:
+                text = f"{self.host} failed: {self._key.hide(str(error))[:500]}"
+                raise gave_up(Failure.UNREADABLE, text) from None
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                self._refuse_unreachable(error)
+                text = f"{type(error).__name__} {self._key.hide(str(error))}".strip()
+                raise gave_up(_broken(error)[0], f"{self.host} failed: {text}") from None
+            text = self.message(reply) if reply.status in (400, 422) else ""
+            if not (text and self._wire.learns(body, text)):
+                break
+        self._refuse_for_good(reply, request.what)
+        if reply.status in RETRIED:
+            text = f"{self.host} failed: status {reply.status}: {self.message(reply)}"
+            raise gave_up(of_status(reply.status), text)
+        return reply
+
     async def _until_through(self, request: Request, unread: list[_Fault]) -> tuple[Reply, Any]:
         tries, attempt, busy_seconds = 0, 0, 0.0
         num_answers = self._budget.num_answers

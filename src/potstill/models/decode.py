@@ -53,6 +53,9 @@ class Row:
     is_wanted: Callable[[], bool] = lambda: True
     """Asked before each token; an answer nobody waits for is dropped."""
 
+    on_token: Callable[[], None] | None = None
+    """Called after each token that is drawn, the end token too; by whoever decodes."""
+
     ids: list[int] = field(default_factory=list)
     """Token ids of the answer, without the end token."""
 
@@ -160,6 +163,8 @@ def _extend(
     row: Row, token: int, tokenizer: Any, end_ids: Collection[int], context: int | None
 ) -> None:
     row.num_new_tokens += 1
+    if row.on_token is not None:
+        row.on_token()
     if token in end_ids:
         row.finish_reason, row.end_id = "stop", token
     else:

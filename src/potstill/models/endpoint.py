@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from potstill.config import Api, LogprobsMode, PriceConfig
-from potstill.errors import ConfigError, TeacherRefused
+from potstill.errors import ConfigError, TeacherError, TeacherRefused
 from potstill.models.batch_api import BatchApi, open_batch_api
 from potstill.models.chat_format import Answer, NotAnAnswer, declined, read_json
 from potstill.models.client import Client, Request
 from potstill.models.fingerprint import request_fingerprint
 from potstill.models.scoring import TextScorer
 from potstill.models.secret import Key
+from potstill.models.streaming import Lines
 from potstill.models.sweeping import not_swept
 from potstill.models.transport import Reply
 from potstill.models.turns import Turns
@@ -171,6 +172,31 @@ class EndpointModel:
         if not reply.num_unread:
             return response
         return response.model_copy(update={"num_unread": reply.num_unread})
+
+    async def stream(
+        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+    ) -> Response:
+        """As `respond`, in one attempt; `on_token` is called as pieces of the answer arrive.
+
+        Raises:
+            TeacherRefused, TeacherError: As `respond`; nothing is tried again.
+        """
+        await self.prepare()
+        self.refuse_what_it_cannot(sampling)
+        model, lines = self.model or "", Lines(self._wire.pieces(), on_token)
+        make_body = functools.partial(self._wire.stream_body, model, record.messages, sampling)
+        request = Request("POST", self._wire.chat_url(model), model, make_body)
+        reply = await self._client.stream(request, lines.add)
+        if reply.status == 200:
+            try:
+                answer = self._wire.read(lines.tree())
+            except NotAnAnswer as error:
+                text = f"{self.host} failed: {self._key.hide(str(error))[:_LONGEST_ERROR]}"
+                raise TeacherError(text) from None
+        else:
+            text = self._client.message(reply, most=_LONGEST_ERROR)
+            answer = declined(reply.status, reply.body, text)
+        return self.response_to(record, sampling, answer, seconds=reply.seconds)
 
     def refuse_what_it_cannot(self, sampling: Sampling) -> None:
         """Raises TeacherRefused where its API never answers what is asked."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from potstill.errors import MissingExtra, TeacherError
 from potstill.models.endpoint import EndpointModel
 from potstill.models.fingerprint import weights_identity
+from potstill.models.machine import num_cores
 from potstill.types import Record, Response, Sampling
 
 
@@ -53,7 +55,7 @@ class GgufModel:
         self.identity = weights_identity(self.path)
         self.max_in_flight = 2 * slots
         self._start_seconds = start_seconds
-        self._threads = threads or _num_cores()
+        self._threads = threads or num_cores()
         self._slots = slots
         self._context = context
         self._log = tempfile.TemporaryFile()
@@ -116,6 +118,15 @@ class GgufModel:
         if self._process.poll() is not None:
             raise TeacherError(self._why_it_ended())
         response = await self._endpoint.respond(record, sampling, turn=turn, sample=sample)
+        return response.model_copy(update={"model": self.name})
+
+    async def stream(
+        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+    ) -> Response:
+        """As `EndpointModel.stream`, once the server is up."""
+        await self.prepare()
+        assert self._endpoint is not None
+        response = await self._endpoint.stream(record, sampling, on_token)
         return response.model_copy(update={"model": self.name})
 
     def memory_bytes(self) -> int | None:
@@ -181,9 +192,3 @@ class GgufModel:
 def has_llama_cpp() -> bool:
     """Whether llama.cpp's server is installed."""
     return importlib.util.find_spec("xllamacpp") is not None
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

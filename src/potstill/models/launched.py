@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ class LaunchedModel:
             raise
         finally:
             asking.cancel()
+        return response.model_copy(update={"model": self.name})
+
+    async def stream(
+        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+    ) -> Response:
+        """As `EndpointModel.stream`, once the engine answers."""
+        await self.prepare()
+        assert self._endpoint is not None
+        response = await self._endpoint.stream(record, sampling, on_token)
         return response.model_copy(update={"model": self.name})
 
     def memory_bytes(self) -> int | None:

@@ -14,6 +14,7 @@ import gc
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class _Request:
     ids: list[int]
     answer: concurrent.futures.Future[Response]
     arrived: float
+    on_token: Callable[[], None] | None = None
 
 
 class LocalModel:
@@ -111,6 +113,12 @@ class LocalModel:
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @property
+    def weights_bytes(self) -> int:
+        """Bytes that weights and buffers take, shared ones counted once."""
+        model = self._model
+        return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+    @property
     def dtype(self) -> str:
         """Number format of the weights."""
         return str(self._model.dtype).removeprefix("torch.")
@@ -146,11 +154,28 @@ class LocalModel:
         Raises:
             TeacherError: If the model was closed, or ran out of memory.
         """
+        return await self._respond(record, sampling, turn, sample)
+
+    async def stream(
+        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+    ) -> Response:
+        """As `respond`; `on_token` is called, in another thread, after each token."""
+        return await self._respond(record, sampling, on_token=on_token)
+
+    async def _respond(
+        self,
+        record: Record,
+        sampling: Sampling,
+        turn: int = 0,
+        sample: int = 0,
+        on_token: Callable[[], None] | None = None,
+    ) -> Response:
         if self._is_closed:
             raise TeacherError(f"{self.name} was closed and cannot answer")
         ids = list(render_prompt(self.tokenizer, record.messages))
         answer: concurrent.futures.Future[Response] = concurrent.futures.Future()
-        request = _Request(record, sampling, turn, sample, ids, answer, time.monotonic())
+        arrived = time.monotonic()
+        request = _Request(record, sampling, turn, sample, ids, answer, arrived, on_token)
         if self.context is not None and len(ids) >= self.context:
             return self._response(
                 request,
@@ -266,7 +291,12 @@ class LocalModel:
     def _answer(self, batch: list[_Request]) -> None:
         started = time.perf_counter()
         rows = [
-            Row(request.ids, request.sampling, is_wanted=self._is_wanted(request))
+            Row(
+                request.ids,
+                request.sampling,
+                is_wanted=self._is_wanted(request),
+                on_token=request.on_token,
+            )
             for request in batch
         ]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from potstill.data.privacy import Hidden, Privacy
@@ -33,6 +34,8 @@ class PrivateModel:
         # Nothing else is passed on, so that no other way of asking goes past the screen.
         if name in _PASSED_ON:
             return getattr(self._model, name)
+        if name == "stream" and hasattr(self._model, "stream"):
+            return self._stream
         raise AttributeError(name)
 
     @property
@@ -90,6 +93,14 @@ class PrivateModel:
             "logprobs": None,  # of the text as it came, and of what was asked in its place
         }
         return response.model_copy(update=restored)
+
+    async def _stream(
+        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+    ) -> Response:
+        """As the model's `stream`, whose text nobody but the response shows."""
+        hidden = self.hidden(record)
+        response: Response = await self._model.stream(hidden.record, sampling, on_token)  # type: ignore[attr-defined]
+        return response.model_copy(update={"text": hidden.restore(response.text)})
 
     async def close(self) -> None:
         """Closes the model."""

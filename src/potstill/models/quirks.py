@@ -12,6 +12,7 @@ _REFUSALS = {
     "max_tokens": re.compile(r"max_completion_tokens"),
     "seed": re.compile(r"\bseed\b"),
     "return_tokens_as_token_ids": re.compile(r"return_tokens_as_token_ids"),
+    "stream_options": re.compile(r"stream_options|include_usage"),
     # A temperature out of range is refused too, and that is for the user to mend.
     "temperature": re.compile(r"temperature.*(deprecated|support)", re.DOTALL),
 }

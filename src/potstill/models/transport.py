@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from potstill.errors import TeacherError
 from potstill.models.failures import Failure, gave_up
 
 _CONNECT_SECONDS = 30.0
@@ -101,14 +102,47 @@ class Transport:
                 if size > self._largest_bytes:
                     # Not released to the pool: the rest would have to be read first.
                     response.close()
-                    raise gave_up(
-                        Failure.TOO_LARGE,
-                        f"{urlsplit(url).netloc} sent more than {self._largest_bytes >> 20} MiB "
-                        f"for one answer",
-                        num_unread=1,
-                    )
+                    raise _too_large(url, self._largest_bytes)
             took = self._clock() - started
             return Reply(response.status, response.headers, b"".join(chunks), took)
+
+    async def stream(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        on_line: Callable[[bytes], None],
+    ) -> Reply:
+        """Sends a request and hands on each line of a reply with status 200 as it arrives.
+
+        Packing is refused: it would hold lines back until enough of them are there.
+
+        Returns:
+            A reply that has a body only where its status is another.
+
+        Raises: As `send`.
+        """
+        started = self._clock()
+        headers = {**headers, "Accept-Encoding": "identity"}
+        async with self._open_session().post(
+            url, data=body, headers=headers, allow_redirects=False
+        ) as response:
+            size, rest = 0, b""
+            async for chunk in response.content.iter_any():
+                size += len(chunk)
+                if size > self._largest_bytes:
+                    response.close()
+                    raise _too_large(url, self._largest_bytes)
+                rest += chunk
+                if response.status == 200:
+                    *lines, rest = rest.split(b"\n")
+                    for line in lines:
+                        on_line(line.rstrip(b"\r"))
+            if response.status == 200 and rest:
+                on_line(rest)
+            took = self._clock() - started
+            left = b"" if response.status == 200 else rest
+            return Reply(response.status, response.headers, left, took)
 
     async def close(self) -> None:
         """Closes the connections; a later request opens new ones."""
@@ -125,3 +159,11 @@ class Transport:
             )
             self._loop = loop
         return self._session
+
+
+def _too_large(url: str, largest_bytes: int) -> TeacherError:
+    return gave_up(
+        Failure.TOO_LARGE,
+        f"{urlsplit(url).netloc} sent more than {largest_bytes >> 20} MiB for one answer",
+        num_unread=1,
+    )

@@ -10,6 +10,7 @@ from potstill.config import Api, LogprobsMode
 from potstill.errors import ConfigError
 from potstill.models.chat_format import Answer, read_answer, request_body
 from potstill.models.quirks import Quirks
+from potstill.models.streaming import OpenAIPieces, Pieces
 from potstill.models.wire_anthropic import AnthropicWire
 from potstill.types import Message, Sampling
 
@@ -50,6 +51,16 @@ class Wire(Protocol):
         """The JSON of a request, in the manner learned so far."""
         ...
 
+    def stream_body(
+        self, model: str, messages: Sequence[Message], sampling: Sampling
+    ) -> dict[str, Any]:
+        """As `body`, for an answer that comes piece by piece, with the count of its tokens."""
+        ...
+
+    def pieces(self) -> Pieces:
+        """What puts the events of one streamed answer together."""
+        ...
+
     def learns(self, sent: dict[str, Any], text: str) -> bool:
         """Whether a refusal of `sent` is about a field that `body` writes otherwise from now on."""
         ...
@@ -72,7 +83,9 @@ class OpenAIWire:
         self._mode = logprobs_mode
         is_openais = urlsplit(base).hostname == _OPENAI_HOST
         self.most_logprobs: int | None = _MOST_LOGPROBS if is_openais else None
-        self._quirks = Quirks("max_tokens", "seed", "temperature", "return_tokens_as_token_ids")
+        self._quirks = Quirks(
+            "max_tokens", "seed", "temperature", "return_tokens_as_token_ids", "stream_options"
+        )
 
     @property
     def models_url(self) -> str | None:
@@ -89,6 +102,15 @@ class OpenAIWire:
 
     def body(self, model: str, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
         return self.taken(request_body(model, messages, sampling))
+
+    def stream_body(
+        self, model: str, messages: Sequence[Message], sampling: Sampling
+    ) -> dict[str, Any]:
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        return self.taken({**request_body(model, messages, sampling), **streamed})
+
+    def pieces(self) -> Pieces:
+        return OpenAIPieces()
 
     def taken(self, body: dict[str, Any]) -> dict[str, Any]:
         """A body of any request without the fields that are refused."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from potstill.models.chat_format import FINISH, Answer, NotAnAnswer, count, spelled, unfinished
 from potstill.models.quirks import Quirks
+from potstill.models.streaming import AnthropicPieces
 from potstill.types import Message, Sampling
 
 # The version after this one (2026-10-21) refuses every temperature, also of older models.
@@ -66,6 +67,14 @@ class AnthropicWire:
         if sampling.stop:
             body["stop_sequences"] = list(sampling.stop)
         return self._quirks.apply(body)
+
+    def stream_body(
+        self, model: str, messages: Sequence[Message], sampling: Sampling
+    ) -> dict[str, Any]:
+        return {**self.body(model, messages, sampling), "stream": True}
+
+    def pieces(self) -> AnthropicPieces:
+        return AnthropicPieces()
 
     def learns(self, sent: dict[str, Any], text: str) -> bool:
         return self._quirks.learns(sent, text)

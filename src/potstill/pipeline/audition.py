@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
@@ -31,9 +32,10 @@ from potstill.examine.audition import (
     render_audition,
     share_accepted,
 )
-from potstill.examine.memory import memory_of
+from potstill.examine.memory import memory_of, memory_of_engine
 from potstill.examine.run import named_metrics
-from potstill.examine.speed import NETWORK, measure_latency, median_seconds
+from potstill.examine.speed import NETWORK, measure_latency
+from potstill.examine.times import median_seconds
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
 from potstill.models.engines import GgufModel
@@ -326,7 +328,7 @@ def _measured_here(ctx: Context, ref: ModelRef, records: list[Record]) -> dict[s
     if settings.num_latency_calls < 2:
         return {}
 
-    async def ask() -> tuple[dict[str, Estimate], int | None]:
+    async def ask() -> dict[str, Estimate]:
         model = open_chat_model(ref, batch_size=1)
         try:
             found = await measure_latency(
@@ -337,17 +339,18 @@ def _measured_here(ctx: Context, ref: ModelRef, records: list[Record]) -> dict[s
                 num_calls=settings.num_latency_calls,
                 seed=settings.seed,
             )
-            return found, model.memory_bytes() if isinstance(model, GgufModel) else None
+            if isinstance(model, GgufModel):
+                peak = model.memory_bytes()
+                found |= memory_of_engine(Path(ref.source), peak, model.setting)
+            return found
         finally:
             await model.close()
 
-    found, num_bytes = wait(ask())
-    if num_bytes is not None:
-        found["memory"] = Estimate(value=num_bytes, n=1, unit="bytes", higher_is_better=False)
-    elif ref.kind == "huggingface":
+    found = wait(ask())
+    if ref.kind == "huggingface":
         from potstill.models.weights import cached_folder
 
-        found["memory"] = memory_of(cached_folder(ref), records[0].messages[-1].content)
+        found["memory"] = memory_of(cached_folder(ref), records[0].messages[-1].content)["memory"]
     return found
 
 

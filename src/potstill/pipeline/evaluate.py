@@ -21,6 +21,7 @@ from potstill.pipeline.export import exported_files
 from potstill.pipeline.general import general
 from potstill.pipeline.labelled import grouping
 from potstill.pipeline.measure import Row, measure
+from potstill.pipeline.takes import put_under_load
 from potstill.pipeline.teachers import open_teachers, teachers_ref
 from potstill.pipeline.train import student_folder
 from potstill.protocols import ChatModel, resolve_attribute
@@ -70,6 +71,8 @@ def evaluate(ctx: Context) -> None:
         general(ctx, rows)
     if ctx.config.evaluate.num_latency_calls >= 2:
         measure(ctx, rows, records, opened, decoding(ctx))
+    if ctx.config.evaluate.load is not None:
+        put_under_load(ctx, rows, records, opened, decoding(ctx))
 
 
 @contextlib.asynccontextmanager

@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from potstill.examine.memory import memory_of
-from potstill.examine.speed import interleaved_latency
+from potstill.examine.memory import memory_of, memory_of_engine, memory_of_processes
+from potstill.examine.speed import Latencies, interleaved_latency
 from potstill.models.catalog import ModelRef
+from potstill.models.machine import is_elsewhere, processor
 from potstill.pipeline.context import Context, wait, weights_key
 from potstill.protocols import ChatModel
 from potstill.types import Estimate, Record, Sampling
@@ -25,6 +27,13 @@ class Row:
     is_teacher: bool = False
     engine: str = ""
     """What is launched to answer for the weights."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether asking it leaves this machine; several teachers count as such."""
+        return self.ref.kind == "endpoint" and (
+            "://" not in self.ref.source or is_elsewhere(self.ref.source)
+        )
 
     @property
     def key(self) -> Any:
@@ -60,7 +69,7 @@ def measure(
                 task=ctx.task,
                 sampling=sampling,
                 num_calls=settings.num_latency_calls,
-                over_network=[row.role for row in chosen if row.ref.kind == "endpoint"],
+                over_network=[row.role for row in chosen if row.is_elsewhere],
                 seed=settings.seed,
                 on_progress=ctx.progress("measure"),
             )
@@ -69,28 +78,32 @@ def measure(
                 for role, model in models.items()
                 if hasattr(model, "memory_bytes")
             }
-        return {"latency": found.models, "ratios": found.ratios, "engines": engines}
+        return {"found": found, "engines": engines}
 
     def work() -> dict[str, Any]:
-        found = wait(ask())
-        memory = _memory(ctx, chosen, records, found["engines"])
-        medians = {role: speeds["latency"].value for role, speeds in found["latency"].items()}
+        asked = wait(ask())
+        found: Latencies = asked["found"]
+        memory = _memory(ctx, chosen, records, asked["engines"], found.settings)
+        medians = {role: speeds["latency"].value for role, speeds in found.models.items()}
         shown = ", ".join(f"{role} {seconds:.2f} s" for role, seconds in medians.items())
-        latency, ratios, sizes = {}, {}, {}
+        energy, machine = {"energy": found.energy_source}, {"processor": processor()}
+        metrics, settings, seconds = {}, {}, {}
         for role, same in shapes.items():
-            latency[role] = _dumped(found["latency"][same], role, same)
-            if same in found["ratios"]:
-                ratios |= _dumped({role: found["ratios"][same]}, role, same)
-            if same in memory:
-                sizes |= _dumped({role: memory[same]}, role, same)
+            of_row = {**found.models[same], **memory.get(same, {})}
+            if same in found.ratios:
+                of_row["latency_ratio"] = found.ratios[same]
+            metrics[role] = _dumped(of_row, role, same)
+            settings[role] = {**found.settings[same], **machine, **energy}
+            seconds[role] = [round(call.seconds, 6) for call in found.calls[same]]
         return {
-            "latency": latency,
-            "ratios": ratios,
-            "memory": sizes,
+            "metrics": metrics,
+            "settings": settings,
+            "times": seconds,
             "text": f"an answer takes {shown}",
         }
 
-    inputs = ([row.key for row in rows], ctx.run.test, sampling, settings.num_latency_calls)
+    keys = [row.key for row in rows]
+    inputs = ("times by token", keys, ctx.run.test, sampling, settings.num_latency_calls)
     ctx.stage("measure", inputs, work)
 
 
@@ -111,20 +124,21 @@ def _shapes(rows: list[Row]) -> dict[str, str]:
 
 
 def _memory(
-    ctx: Context, rows: list[Row], records: list[Record], engines: Mapping[str, int]
-) -> dict[str, Estimate]:
-    """Peak memory of one model after the other, each in a fresh process."""
-    found: dict[str, Estimate] = {}
+    ctx: Context,
+    rows: list[Row],
+    records: list[Record],
+    engines: Mapping[str, int | None],
+    settings: Mapping[str, dict[str, Any]],
+) -> dict[str, dict[str, Estimate]]:
+    """Memory of one model after the other, each in a fresh process or its engine's."""
+    found: dict[str, dict[str, Estimate]] = {}
     for row in rows:
         ctx.tell("measure", "progress", f"memory of {row.role}", done=0)
-        if row.role in engines:
-            found[row.role] = Estimate(
-                value=engines[row.role],
-                n=1,
-                unit="bytes",
-                higher_is_better=False,
-                note="peak resident memory of the engine's process",
-            )
+        if row.role in engines and row.ref.kind == "gguf" and not row.engine:
+            file, peak = Path(row.ref.source), engines[row.role]
+            found[row.role] = memory_of_engine(file, peak, settings[row.role])
+        elif row.role in engines:
+            found[row.role] = {"memory": memory_of_processes(engines[row.role])}
         elif row.ref.kind == "huggingface":
             from potstill.models.weights import cached_folder
 

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from potstill.examine.metrics import get_metric
 from potstill.examine.report import build_report
 from potstill.examine.report_html import render_html
 from potstill.examine.report_markdown import render_markdown
 from potstill.examine.run import read_names
 from potstill.pipeline.context import Context, decoding
+from potstill.pipeline.takes import LOAD_STAGE, what_it_takes
 from potstill.rundir import RunDir, content_hash, read_jsonl, write_text
 from potstill.tasks import default_metrics, is_closed
 from potstill.types import Estimate, Evaluation, Record, Report, Sample
@@ -46,12 +48,14 @@ def compare(ctx: Context) -> None:
             environment=json.loads(run.environment.read_text(encoding="utf-8")),
             limits=_limits(ctx, samples["distilled"]),
         )
+        found = found.model_copy(update=what_it_takes(ctx, found, samples, get_metric(names[0])))
         write_text(run.report_json, found.model_dump_json(indent=1) + "\n")
         # The verdict itself follows under the last stage; here it would stand there twice.
         return {"text": f"{len(evaluations)} models on the same {found.task['n']:,} records"}
 
     # Times differ from one measurement to the next.
-    measured = [run.facts(stage).get("finished_at") for stage in ("measure", "general")]
+    stages = ("measure", "general", LOAD_STAGE)
+    measured = [run.facts(stage).get("finished_at") for stage in stages]
     inputs = (*files, measured, config.evaluate, config.name, list(evaluations))
     ctx.stage("compare", inputs, work)
 
@@ -97,20 +101,18 @@ def _evaluations(ctx: Context) -> dict[str, Evaluation]:
     roles = [row.role for row in rows_of(ctx)]
     if "plain" in ctx.config.evaluate.baselines:
         roles += run.facts("evaluate-plain").get("roles", [])
-    measured = run.facts("measure") if ctx.config.evaluate.num_latency_calls >= 2 else {}
+    is_measured = ctx.config.evaluate.num_latency_calls >= 2
+    measured = run.facts("measure") if is_measured else {}
     general = run.facts("general").get("general", {}) if ctx.config.evaluate.general_tasks else {}
     found = {}
     for role in roles:
         text = run.evaluation(role).read_text(encoding="utf-8")
         evaluation = Evaluation.model_validate_json(text)
-        extra = dict(measured.get("latency", {}).get(role, {}))
-        if role in measured.get("ratios", {}):
-            extra["latency_ratio"] = measured["ratios"][role]
-        if role in measured.get("memory", {}):
-            extra["memory"] = measured["memory"][role]
-        extra |= general.get(role, {})
+        extra = {**measured.get("metrics", {}).get(role, {}), **general.get(role, {})}
         metrics = {name: Estimate.model_validate(value) for name, value in extra.items()}
-        update = {"metrics": {**evaluation.metrics, **metrics}}
+        update: dict[str, Any] = {"metrics": {**evaluation.metrics, **metrics}}
+        if role in measured.get("settings", {}):
+            update["setting"] = {**evaluation.setting, "speed": measured["settings"][role]}
         found[role] = evaluation.model_copy(update=update)
     return found
 

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from potstill.config import DistillConfig, dump_config
 from potstill.errors import ConfigError, GateFailed
+from potstill.models.machine import processor
 from potstill.models.several import labels_of
 from potstill.models.terms import terms_of
 from potstill.pipeline.context import Context, OnEvent
@@ -143,19 +144,3 @@ def environment(config: DistillConfig) -> dict[str, Any]:
             "evaluate": config.evaluate.seed,
         },
     }
-
-
-def processor() -> dict[str, Any]:
-    """Name and number of the processor's cores that this process may use."""
-    import os
-
-    name = platform.processor()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    name = line.partition(":")[2].strip()
-                    break
-    except OSError:
-        name = name or platform.machine()
-    return {"name": name, "cores": len(os.sched_getaffinity(0))}

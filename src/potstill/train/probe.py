@@ -25,12 +25,12 @@ from torch import nn
 from potstill.config import LossConfig, PruneConfig, TargetsConfig, TrainConfig
 from potstill.data.render import Rendered
 from potstill.errors import PotstillError
+from potstill.models.energy import EnergyMeter
 from potstill.models.weights import load_weights
 from potstill.rundir import RunDir, write_text
 from potstill.targets.store import content_key
 from potstill.train.beside import build_matching, load_teacher
 from potstill.train.checkpoint import save_checkpoint
-from potstill.train.energy import EnergyMeter
 from potstill.train.loop import Training
 from potstill.train.memory import Memory, resident_bytes, usable_memory_bytes
 from potstill.train.packing import Parts

@@ -24,6 +24,11 @@ class EnergyMeter:
         self._domains = _readable_packages(powercap)
         self._nvml, found = _nvml()
         self._gpus = found if gpus is None else gpus
+        self._start: list[tuple[int, int]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from now on."""
         self._start = self._read()
 
     @property
