@@ -22,6 +22,7 @@ from rich.text import Text
 
 from potstill.examine import numbers
 from potstill.examine.numbers import count, duration, parameters, size
+from potstill.examine.report_judge import judge_lines, judge_table
 from potstill.examine.report_markdown import metric_names
 from potstill.examine.report_speed import claim_lines
 from potstill.examine.report_verdict import metric_text, role_text
@@ -158,7 +159,9 @@ def print_report(report: Report) -> None:
         print_line()
         _print_table(others)
     _print_legend(report, width)
-    for line in claim_lines(report):
+    if report.judge.get("preferences"):
+        print_table(*judge_table(report.judge))
+    for line in [*claim_lines(report), *judge_lines(report.judge)]:
         print_line(line)
     for gate in report.gates:
         state = "passed" if gate["passed"] else "FAILED"

@@ -65,6 +65,7 @@ class RunDir:
     rejected = property(lambda self: self.path / "data" / "rejected.jsonl")
     quality = property(lambda self: self.path / "data" / "quality.json")
     leaks = property(lambda self: self.path / "data" / "leaks.jsonl")
+    judgments = property(lambda self: self.path / "judgments")
     targets = property(lambda self: self.path / "targets")
     metrics = property(lambda self: self.path / "metrics.jsonl")
     events = property(lambda self: self.path / "events.jsonl")
@@ -76,6 +77,7 @@ class RunDir:
     report_json = property(lambda self: self.path / "reports" / "report.json")
     report_html = property(lambda self: self.path / "reports" / "report.html")
     report_markdown = property(lambda self: self.path / "reports" / "report.md")
+    blind_page = property(lambda self: self.path / "blind.html")
     exports = property(lambda self: self.path / "exports")
     done = property(lambda self: self.path / "done")
 
@@ -90,6 +92,14 @@ class RunDir:
     def general(self, role: str) -> Path:
         """Folder of what lm-eval wrote about one model."""
         return self.reports / "lm-eval" / _safe(role)
+
+    def evaluations(self) -> list[Path]:
+        """Evaluations that are there."""
+        return sorted(self.reports.glob("evaluation-*.json"))
+
+    def ballots(self, pair: str) -> Path:
+        """Where the choices of a judge between two models are kept."""
+        return self.reports / f"ballots-{_safe(pair)}.jsonl"
 
     def variant(self, name: str) -> RunDir:
         """Folder of a student trained for comparison, laid out like a run."""

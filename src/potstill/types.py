@@ -377,6 +377,10 @@ class Report(Noun):
     """The funnel: requested, answered, accepted, rejected by reason."""
 
     training: dict[str, Any] = {}
+    judge: dict[str, Any] = {}
+    """What a model that judges said of the student's answers against others', see
+    `examine.ballots.Preference`; empty where none was asked."""
+
     environment: dict[str, Any] = {}
     limits: tuple[str, ...] = ()
     """What this report does not show."""

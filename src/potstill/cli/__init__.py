@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from potstill import console
-from potstill.cli import audition, bench, demo, estimate, jobs, look, run, seeds, targets
+from potstill.cli import audition, bench, compare, demo, estimate, jobs, look, run, seeds, targets
 from potstill.cli.options import ended
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 demo.add_to(app)
 run.add_to(app)
+compare.add_to(app)
 audition.add_to(app)
 estimate.add_to(app)
 bench.add_to(app)

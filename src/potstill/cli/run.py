@@ -65,7 +65,7 @@ def add_to(app: typer.Typer) -> None:
             app.command(stage, help=TEACH_HELP)(teach)
         elif stage == "train":
             app.command(stage, help=TRAIN_HELP)(train)
-        else:
+        elif stage != "compare":  # which is also a command for two models
             _add_stage(app, stage, text)
     app.command("report")(report)
 
@@ -117,7 +117,7 @@ def _add_stage(app: typer.Typer, stage: str, text: str) -> None:
         offline: Offline = False,
     ) -> None:
         go_offline(offline)
-        _run_to(stage, config, overrides, runs, json)
+        run_to(stage, config, overrides, runs, json)
 
     help_text = (
         f"{text}\n\nRuns the stages before it that are not done.\n\n"
@@ -126,7 +126,8 @@ def _add_stage(app: typer.Typer, stage: str, text: str) -> None:
     app.command(stage, help=help_text)(command)
 
 
-def _run_to(stage: str, config: Path, overrides: list[str] | None, runs: Path, json: bool) -> None:
+def run_to(stage: str, config: Path, overrides: list[str] | None, runs: Path, json: bool) -> None:
+    """Runs the stages up to one; what `potstill STAGE CONFIG` does."""
     _, folder = _distill(config, overrides, runs, quiet=json, stop_after=stage)
     if json:
         console.print_json({"stage": stage, "run": str(folder.path), **folder.facts(stage)})
@@ -145,7 +146,7 @@ def teach(
     """Asks the teacher, or reads what it answered again."""
     go_offline(offline)
     if not verify:
-        _run_to("teach", config, overrides, runs, json)
+        run_to("teach", config, overrides, runs, json)
         return
     from potstill.pipeline.teach import verify as verify_answers
 
@@ -176,7 +177,7 @@ def train(
     """Trains the student, in one process or several."""
     go_offline(offline)
     asked = [] if processes is None else [f"train.processes={processes}"]
-    _run_to("train", config, [*(overrides or ()), *asked], runs, json)
+    run_to("train", config, [*(overrides or ()), *asked], runs, json)
 
 
 def _distill(

@@ -11,6 +11,7 @@ from potstill.config.file import (
     parse_config,
 )
 from potstill.config.generation import GenerationConfig
+from potstill.config.judge import JudgeConfig
 from potstill.config.layers import AttentionConfig, HiddenConfig
 from potstill.config.models import (
     Api,
@@ -51,6 +52,7 @@ __all__ = [
     "FieldTest",
     "GenerationConfig",
     "HiddenConfig",
+    "JudgeConfig",
     "LoadConfig",
     "LogprobsMode",
     "LossConfig",

@@ -16,6 +16,8 @@ from potstill.config.section import Section
 from potstill.config.sections import DistillConfig
 from potstill.errors import ConfigError
 
+OneModel = typing.TypeVar("OneModel", bound=TeacherConfig)
+
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> DistillConfig:
     """Reads a YAML file and applies `section.key=value` overrides, the last one winning.
@@ -138,7 +140,8 @@ def _assign(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         if isinstance(below, list) and depth == 0 and parent == "teacher":
             _assign_in_list(below, keys[1:], value)
             return
-        if isinstance(below, str) and depth == 0 and parent in ("teacher", "student"):
+        place = ".".join(keys[: depth + 1])
+        if isinstance(below, str) and place in ("teacher", "student", "evaluate.judge"):
             below = {"source": below}
         if not isinstance(below, dict):
             below = {}
@@ -201,8 +204,9 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         for name in ("gold_data", "lm_eval")
         if (value := getattr(config.evaluate, name))
     }
+    judge = config.evaluate.judge
 
-    def anchor_teacher(teacher: TeacherConfig) -> TeacherConfig:
+    def anchor_teacher(teacher: OneModel) -> OneModel:
         places = ("source", "model") if teacher.launch else ("source",)
         found = {name: anchor_model(getattr(teacher, name)) for name in places}
         return teacher.model_copy(update=found)
@@ -218,7 +222,9 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         update={
             "train_data": tuple(anchor(path) for path in config.train_data),
             "data": data.model_copy(update=files),
-            "evaluate": config.evaluate.model_copy(update=examined),
+            "evaluate": config.evaluate.model_copy(
+                update={**examined, "judge": anchor_teacher(judge) if judge else None}
+            ),
             "teacher": teachers if len(teachers) > 1 else teachers[0],
             "student": student,
         }

@@ -19,6 +19,7 @@ from potstill.config.asked import DataGenerationConfig, asked_problems
 from potstill.config.checks import CheckLimits
 from potstill.config.data import FeedbackConfig, Privacy, PrivacyConfig, contradictions
 from potstill.config.generation import GenerationConfig
+from potstill.config.judge import Judge, judge_problems
 from potstill.config.models import Student, TeacherConfig
 from potstill.config.rules import Where
 from potstill.config.section import Section
@@ -181,6 +182,10 @@ class EvaluateConfig(Section):
     cost: CostConfig = CostConfig()
     """What machines cost, for the price of an answer and the break-even."""
 
+    judge: Judge = None
+    """A model that says which answer is better, the distilled student's or another row's: named
+    like a teacher (short name, folder, `file.gguf`, URL, or a mapping)."""
+
     gates: tuple[str, ...] = ()
     """Rules that must hold, such as `accuracy >= 0.97 * teacher`; else exit code 3."""
 
@@ -234,7 +239,7 @@ class DistillConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> DistillConfig:
         problems = contradictions(self.data, self.generation) + asked_problems(self)
-        problems += teachers_problems(self) + load_problems(self)
+        problems += teachers_problems(self) + load_problems(self) + judge_problems(self)
         generation = self.generation
         if generation.num_responses > 1 and generation.temperature == 0:
             problems.append(

@@ -20,6 +20,9 @@ OPERATORS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operat
 MEASURED = (
     "agreement",
     "disk",
+    "judge_lc_win_rate",
+    "judge_score",
+    "judge_win_rate",
     "latency_ratio",
     "parameters",
     "tokens_per_second",

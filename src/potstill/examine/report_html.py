@@ -12,6 +12,7 @@ from potstill.examine.numbers import duration, number, size
 from potstill.examine.report_charts import Line, Point, forest, pareto
 from potstill.examine.report_charts import curves as draw_curves
 from potstill.examine.report_inherited import TITLE, inherited_lines
+from potstill.examine.report_judge_html import html_section
 from potstill.examine.report_markdown import quality_lines
 from potstill.examine.report_tables import (
     classes_table,
@@ -51,6 +52,7 @@ GLOSSARY = {
     "BLEU, chrF, ROUGE": "Overlap of words or letters with a reference text. Useful to compare "
     "models on one test set, not as marks in themselves.",
     "agreement": "Share of answers that are the teacher's, right or wrong.",
+    "judge": "A model that reads two answers in both orders and says which is better.",
     "latency": "Time from the question to the end of the answer, one request at a time; half of "
     "the answers are faster.",
     "gguf, q8_0": "A file format for running a model on a laptop or phone; q8_0 keeps each "
@@ -79,6 +81,7 @@ def render_html(
         ("Quality against time and size", _plots(report, student)),
         *speed_html(report),
         ("Is it better?", comparisons_table(report) if report.comparisons else ""),
+        ("What the judge prefers", html_section(report)),
         ("Gates", _gates(report)),
         ("Where the student is wrong and another is right", _cases(report, report.regressions)),
         ("Where only the student is right", _wins(report)),

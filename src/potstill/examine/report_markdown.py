@@ -8,6 +8,7 @@ from potstill.examine.markdown import table as _table
 from potstill.examine.markdown import titled as _list
 from potstill.examine.numbers import estimate, interval, number, p_value, parameters, size
 from potstill.examine.report_inherited import TITLE, inherited_lines
+from potstill.examine.report_judge import markdown_section
 from potstill.examine.report_speed import DETAILS, speed_sections
 from potstill.examine.report_verdict import metric_text, role_text
 from potstill.types import Evaluation, Report
@@ -25,6 +26,7 @@ def render_markdown(report: Report) -> str:
         _retention(report),
         _speed(report),
         _comparisons(report),
+        markdown_section(report),
         _gates(report),
         _data(report),
         _classes(report),

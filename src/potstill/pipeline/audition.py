@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import SecretStr
 
 from potstill.config import StudentConfig, TeacherConfig
-from potstill.data.privacy import Privacy
 from potstill.errors import (
     ConfigError,
     DataError,
@@ -39,7 +38,6 @@ from potstill.examine.times import median_seconds
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.chat import open_chat_model
 from potstill.models.engines import GgufModel
-from potstill.models.private import PrivateModel, guarded
 from potstill.models.terms import terms_of
 from potstill.pipeline.check import judges
 from potstill.pipeline.context import Context, decoding, wait, weights_key
@@ -52,7 +50,8 @@ from potstill.pipeline.labelled import (
     samples_of,
     untouched_ref,
 )
-from potstill.pipeline.preflight import asked_generation, privacy_of
+from potstill.pipeline.preflight import asked_generation
+from potstill.pipeline.teachers import screen
 from potstill.protocols import ChatModel
 from potstill.rundir import read_jsonl, write_jsonl, write_text
 from potstill.types import Estimate, Record, Response, Sample
@@ -230,7 +229,7 @@ def _asked_teacher(
     generation = asked_generation(ctx) if entry.model == ctx.config.teacher else None
 
     async def ask() -> tuple[list[Response], dict[str, Estimate]]:
-        async with _opened(ctx, entry, ref) as model:
+        async with _opened(ctx, entry) as model:
             if (prepare := getattr(model, "prepare", None)) is not None:
                 await prepare()
             started = time.monotonic()
@@ -292,9 +291,9 @@ def _asked_student(
 
 
 @contextlib.asynccontextmanager
-async def _opened(ctx: Context, entry: _Entry, ref: ModelRef) -> AsyncIterator[ChatModel]:
+async def _opened(ctx: Context, entry: _Entry) -> AsyncIterator[ChatModel]:
     """The candidate teacher behind the screen that its own place calls for."""
-    generation, settings = ctx.config.generation, ctx.config.data.privacy
+    generation = ctx.config.generation
     wanted = generation.max_in_flight
     opened = open_chat_model(
         entry.model,
@@ -303,10 +302,7 @@ async def _opened(ctx: Context, entry: _Entry, ref: ModelRef) -> AsyncIterator[C
         max_in_flight=None if wanted == "auto" else wanted,
         key=entry.key,
     )
-    privacy = Privacy(settings, leaves=ref.kind == "endpoint")
-    is_bare = privacy.mode != "off" and privacy_of(ctx).mode == "off"
-    # Data of a run whose own teacher is on this machine were not hidden when they were read.
-    model = PrivateModel(opened, privacy) if is_bare else guarded(opened, privacy)
+    model = screen(ctx, opened, entry.model)
     try:
         yield model
     finally:

@@ -19,6 +19,7 @@ from potstill.pipeline.context import Context, decoding, prepared, wait
 from potstill.pipeline.data import gold_records
 from potstill.pipeline.export import exported_files
 from potstill.pipeline.general import general
+from potstill.pipeline.judge import judge
 from potstill.pipeline.labelled import grouping
 from potstill.pipeline.measure import Row, measure
 from potstill.pipeline.takes import put_under_load
@@ -69,6 +70,8 @@ def evaluate(ctx: Context) -> None:
         _evaluate_plain(ctx, records)
     if ctx.config.evaluate.general_tasks:
         general(ctx, rows)
+    plain = run.facts("evaluate-plain").get("roles", [])
+    judge(ctx, [*(row.role for row in rows), *plain])
     if ctx.config.evaluate.num_latency_calls >= 2:
         measure(ctx, rows, records, opened, decoding(ctx))
     if ctx.config.evaluate.load is not None:

@@ -67,6 +67,8 @@ def preflight(ctx: Context) -> None:
     if config.loss.needs_teacher:
         _refuse_without_layers(ctx, teacher, student)
     privacy_of(ctx)
+    if config.evaluate.judge is not None and config.data.test is not None:
+        wait(_call_judge(ctx, config.evaluate.judge))
     if config.teachers[0].batch and teacher.kind != "endpoint":
         raise ConfigError(
             f"teacher.batch is for the batch interfaces of OpenAI and Anthropic, and "
@@ -194,6 +196,18 @@ def _refuse_forbidden(ctx: Context) -> None:
     for terms in found:
         if terms.text:
             ctx.tell("teach", "note", terms.text)
+
+
+async def _call_judge(ctx: Context, judge: TeacherConfig) -> None:
+    """Calls a remote judge once: a wrong key is better found before training than after it."""
+    if ref_of(ctx, judge).kind != "endpoint":
+        return
+    model = open_chat_model(judge, workspace=ctx.workspace)
+    try:
+        await prepared(model, ctx.progress("judge"))
+        await model.dry_call(Sampling(temperature=0.0))
+    finally:
+        await model.close()
 
 
 async def _dry_calls(ctx: Context, teachers: list[TeacherConfig]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from potstill.examine.metrics import get_metric
 from potstill.examine.report import build_report
 from potstill.examine.report_html import render_html
+from potstill.examine.report_judge import judge_metrics, with_judge
 from potstill.examine.report_markdown import render_markdown
 from potstill.examine.run import read_names
 from potstill.pipeline.context import Context, decoding
@@ -49,6 +50,7 @@ def compare(ctx: Context) -> None:
             limits=_limits(ctx, samples["distilled"]),
         )
         found = found.model_copy(update=what_it_takes(ctx, found, samples, get_metric(names[0])))
+        found = with_judge(found, _judge(ctx))
         write_text(run.report_json, found.model_dump_json(indent=1) + "\n")
         # The verdict itself follows under the last stage; here it would stand there twice.
         return {"text": f"{len(evaluations)} models on the same {found.task['n']:,} records"}
@@ -56,7 +58,7 @@ def compare(ctx: Context) -> None:
     # Times differ from one measurement to the next.
     stages = ("measure", "general", LOAD_STAGE)
     measured = [run.facts(stage).get("finished_at") for stage in stages]
-    inputs = (*files, measured, config.evaluate, config.name, list(evaluations))
+    inputs = (*files, measured, _judge(ctx), config.evaluate, config.name, list(evaluations))
     ctx.stage("compare", inputs, work)
 
 
@@ -104,12 +106,14 @@ def _evaluations(ctx: Context) -> dict[str, Evaluation]:
     is_measured = ctx.config.evaluate.num_latency_calls >= 2
     measured = run.facts("measure") if is_measured else {}
     general = run.facts("general").get("general", {}) if ctx.config.evaluate.general_tasks else {}
+    judged = judge_metrics(_judge(ctx), "distilled")
     found = {}
     for role in roles:
         text = run.evaluation(role).read_text(encoding="utf-8")
         evaluation = Evaluation.model_validate_json(text)
         extra = {**measured.get("metrics", {}).get(role, {}), **general.get(role, {})}
         metrics = {name: Estimate.model_validate(value) for name, value in extra.items()}
+        metrics |= judged.get(role, {})
         update: dict[str, Any] = {"metrics": {**evaluation.metrics, **metrics}}
         if role in measured.get("settings", {}):
             update["setting"] = {**evaluation.setting, "speed": measured["settings"][role]}
@@ -130,6 +134,13 @@ def _limits(ctx: Context, answers: Sequence[Sample]) -> list[str]:
         "Each turn was asked on the known answers before it: whether a model's own mistakes "
         "mislead it later on is not shown (evaluate.history: own shows that)."
     ]
+
+
+def _judge(ctx: Context) -> dict[str, Any]:
+    """What the judge said; empty where the config has none."""
+    found = {} if ctx.config.evaluate.judge is None else ctx.run.facts("judge")
+    kept = ("name", "family", "warnings", "preferences", "scores", "comparisons", "cost")
+    return {name: found[name] for name in kept if name in found}
 
 
 def _task_facts(ctx: Context) -> dict[str, Any]:

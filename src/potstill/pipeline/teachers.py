@@ -71,6 +71,14 @@ def open_teachers(
     return SeveralTeachers(members, config.generation.teachers, task=ctx.task, will_do=will_do)
 
 
+def screen(ctx: Context, opened: ChatModel, place: TeacherConfig) -> ChatModel:
+    """A model that the run has besides its teachers, behind the screen that its place calls for."""
+    privacy = privacy_of(ctx, place)
+    is_bare = privacy.mode != "off" and privacy_of(ctx).mode == "off"
+    # Data of a run whose own teacher is on this machine were not hidden when they were read.
+    return PrivateModel(opened, privacy) if is_bare else guarded(opened, privacy)
+
+
 def teachers_ref(ctx: Context) -> ModelRef:
     """Where the teacher is; several are one place that has no weights."""
     if len(ctx.config.teachers) == 1:
