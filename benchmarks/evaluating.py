@@ -67,7 +67,7 @@ def main() -> None:
                 "",
                 f"{datetime.date.today()}; `python benchmarks/evaluating.py --data FOLDER`, "
                 f"{setting['threads']} CPU threads, {setting['dtype']}, batches of",
-                f"{options.batch}, one run.",
+                f"{options.batch}, one run, the machine to itself.",
                 "",
                 f"| {len(samples)} turns of real dialogues, {options.model} | seconds |",
                 "|---|---|",

@@ -17,7 +17,7 @@ def run(*arguments: str) -> int:
 
 @pytest.fixture
 def runs(tmp_path):
-    for seed, share in enumerate((0.7, 0.8, 0.84)):
+    for seed, share in enumerate((0.5, 0.65, 0.8)):
         folder = RunDir(tmp_path / f"seed-{seed}")
         folder.report_json.parent.mkdir(parents=True)
         folder.config.write_text("name: faq\n")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,13 @@ def test_a_broken_file_costs_no_run(tmp_path, caplog):
         found = run(Weights(lambda r: r.reference), tmp_path / "one", store=store)
     assert found["accuracy"] == 1.0
     assert "cannot be used, so answers are not reused" in caplog.text
+
+
+def test_another_thread_may_ask_for_whoever_opened_the_file(tmp_path, caplog):
+    with answer_store("weights") as store, ThreadPoolExecutor(1) as pool:
+        asked = [pool.submit(run, Weights(lambda r: "a"), tmp_path / n, store=store) for n in "ab"]
+        assert asked[0].result() == asked[1].result()
+    assert "cannot be used" not in caplog.text
 
 
 def test_only_this_user_may_read_the_file(tmp_path):

@@ -36,6 +36,6 @@ def test_every_metric_is_on_the_page():
 def test_the_tables_defaults_are_the_tasks():
     rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     for name in BUILTIN["task"]:
-        row = next(line for line in rows if name in line.split("|")[1])
-        for metric in default_metrics(resolve("task", name), []):
-            assert metric in row, (name, metric)
+        wanted = default_metrics(resolve("task", name), [])
+        named = [line for line in rows if name in line.split("|")[1]]
+        assert any(all(metric in line for metric in wanted) for line in named), (name, wanted)

@@ -4,10 +4,11 @@ import numpy as np
 from examine.fake_models import sample
 from examine.fake_report import fake_report
 
-from potstill.examine.inherited import inherited_faults, is_carried, was_there
+from potstill.examine.inherited import CHANCE, inherited_faults, is_carried, was_there
 from potstill.examine.report_html import render_html
 from potstill.examine.report_inherited import TITLE, inherited_lines
 from potstill.examine.report_markdown import render_markdown
+from potstill.types import Estimate
 
 LABELS = ("refund", "track", "cancel")
 
@@ -67,6 +68,15 @@ def test_no_skew_is_found_where_there_is_none():
         rows = [*found["labels"].values(), *found["groups"].values()]
         called += any(is_carried(row, "distilled") for row in rows)
     assert called <= 1
+
+
+def test_what_chance_explains_is_not_carried():
+    def row(**facts):
+        found = Estimate(value=0.1, low=0.01, high=0.2, n=100, **facts)
+        return {"teacher": found, "distilled": found}
+
+    assert is_carried(row(), "distilled")
+    assert not is_carried(row(note=CHANCE), "distilled")
 
 
 def test_a_group_that_both_fail_on_is_found():

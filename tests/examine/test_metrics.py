@@ -63,9 +63,11 @@ def test_bleu_and_chrf_are_those_of_sacrebleu():
 
 def test_bleu_smooths_empty_orders_as_sacrebleu_does():
     pairs = [("a b x c d y", "a b c d e f")]
-    found = estimate(get_metric("bleu"), texts(*pairs), seed=0).value
+    metric = get_metric("bleu")
+    found = estimate(metric, texts(*pairs), seed=0).value
     expected = sacrebleu.corpus_bleu([pairs[0][0]], [[pairs[0][1]]], force=True).score
     assert 0 < found == pytest.approx(expected)
+    assert metric.value(metric.rows(texts(*pairs)))[0] == pytest.approx(expected)
 
 
 def test_chinese_is_cut_into_characters():

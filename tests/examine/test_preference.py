@@ -134,21 +134,21 @@ def test_a_model_wins_only_where_all_ballots_are_for_it(choices, kind, score):
     assert outcome(ballots) == (score, kind)
 
 
-def test_answers_of_a_conversation_are_drawn_together():
+def test_answers_of_one_group_are_drawn_together():
     def talk(letter):
         return [
-            sample(i, text=letter * (20 + 7 * i + t), turn=t, group=f"g{i}")
+            sample(f"{i}-{t}", text=letter * (20 + 7 * i + t), group=f"g{i}")
             for i in range(60)
             for t in range(5)
         ]
 
     pairs = pairs_of(talk("a"), talk("b"))
-    wins = {f"{i}": i % 2 == 0 for i in range(60)}
-    ballots = [
-        b.model_copy(update={"choice": "first" if (b.first == "a") == wins[b.record_id]
-                             else "second"})
-        for b in judged(pairs, lambda *_: 1)
-    ]  # fmt: skip
+
+    def choice(ballot):
+        is_won = int(ballot.record_id.partition("-")[0]) % 2 == 0
+        return {"choice": "first" if (ballot.first == "a") == is_won else "second"}
+
+    ballots = [b.model_copy(update=choice(b)) for b in judged(pairs, lambda *_: 1)]
     rate = found(pairs, ballots).win_rate
     assert "groups" in rate.method and rate.n == 300
     assert rate.high - rate.low > 0.22  # 60 independent conversations, not 300 answers
@@ -191,12 +191,16 @@ def test_kappa_is_that_of_scikit_learn_and_full_for_equal_opinions():
     both = [sample(i, prediction=str(p), target=str(t)) for i, (p, t) in
             enumerate(zip(one, other, strict=True))]  # fmt: skip
     result = agreements(both, seed=0)
-    assert result["kappa"].value == pytest.approx(cohen_kappa_score(one, other))
+    turned = {"a": "b", "b": "a", "tie": "tie"}
+    twice = [np.append(said, [turned[word] for word in said]) for said in (one, other)]
+    assert result["kappa"].value == pytest.approx(cohen_kappa_score(*twice))
     assert result["kappa"].low < result["kappa"].value < result["kappa"].high
     assert result["agreement"].value == pytest.approx(np.mean(one == other))
     same = [s.model_copy(update={"target": s.prediction}) for s in both]
     assert Kappa().value(Kappa().rows(same).sum(axis=0)) == pytest.approx(1.0)
     alike = [s.model_copy(update={"target": "a", "prediction": "a"}) for s in both]
+    assert agreements(alike, seed=0)["kappa"].value == pytest.approx(1.0)
+    alike = [s.model_copy(update={"target": "tie", "prediction": "tie"}) for s in both]
     assert "chance agrees as well" in agreements(alike, seed=0)["kappa"].note
 
 

@@ -65,6 +65,13 @@ def test_the_interval_of_a_paired_difference_holds_the_truth(a, b):
     assert 0.93 <= hits / 2_000 <= 0.975  # it is a little wide where few answers differ
 
 
+@pytest.mark.parametrize(("b", "c", "n"), [(12, 3, 100), (0, 0, 50), (7, 20, 400)])
+def test_the_paired_interval_is_agresti_and_mins_formula(b, c, n):
+    centre, error = paired_error(b, c, n)
+    assert centre == pytest.approx((b - c) / (n + 2))
+    assert error == pytest.approx(math.sqrt(b + c + 1 - (b - c) ** 2 / (n + 2)) / (n + 2))
+
+
 def marks(values, **facts):
     return [sample(i, correct=float(v), **facts) for i, v in enumerate(values)]
 

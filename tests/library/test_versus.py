@@ -9,7 +9,7 @@ from fake_judge import fake_judge, longer
 
 from potstill.cli import main
 from potstill.config import dump_config, parse_config
-from potstill.examine.run import Question, make_sample
+from potstill.examine.answering import Question, make_sample
 from potstill.rundir import RunDir, write_jsonl, write_text
 from potstill.tasks import get_task
 from potstill.types import Evaluation, Message, Record, Response

@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 from examine.fake_report import fake_report
+from fake_lm_eval import fake_lm_eval
 from tiny import tiny_llama
 
 from potstill.cli import main
@@ -97,3 +98,24 @@ def test_a_report_is_drawn_again_without_any_model(tmp_path):
     assert "gate FAILED: accuracy >= 2" in done.stdout
     assert "accuracy &gt;= 2" in run.report_html.read_text()
     assert run.report_markdown.exists()
+
+
+def test_figures_of_lm_eval_stand_beside_the_others_and_can_be_gates(place):
+    fake_lm_eval(place)
+    wanted = [
+        "evaluate.baselines=[untouched]",
+        "evaluate.general_tasks=[arc_easy]",
+        "evaluate.lm_eval=lm_eval",
+    ]
+    config = load_config(
+        place / "distill.yaml",
+        [*wanted, "evaluate.gates=['general.arc_easy.acc >= 0.95 * untouched']"],
+    )
+    report = distill(config, RunDir(place / "run"))
+    found = report.models["distilled"].metrics["general.arc_easy.acc"]
+    assert (found.value, found.n) == (0.5, 100)
+    assert found.note.startswith("untouched 0.500; +0.000")
+    assert report.models["untouched"].metrics["general.arc_easy.acc"].note == ""
+    assert [gate["passed"] for gate in report.gates] == [True]
+    with pytest.raises(ConfigError, match=r"name its command with evaluate\.lm_eval"):
+        load_config(place / "distill.yaml", wanted[:2])

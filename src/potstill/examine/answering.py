@@ -123,12 +123,15 @@ async def collect_samples(
         await _for_each(order, ask, max(1, model.max_in_flight))
     samples = [s for s in found if s is not None]
     write_jsonl(out_samples, samples)
+    _refuse_silence(model.name, samples)
+    return samples
+
+
+def _refuse_silence(name: str, samples: Sequence[Sample]) -> None:
     if all(s.error for s in samples):
         raise TeacherError(
-            f"{model.name} answered none of {len(samples)} prompts; the last error: "
-            f"{samples[-1].error}"
+            f"{name} answered none of {len(samples)} prompts; the last error: {samples[-1].error}"
         )
-    return samples
 
 
 def _kept(out_samples: Path, *, needs_confidence: bool) -> dict[tuple[str, int, str], Sample]:

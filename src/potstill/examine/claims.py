@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from potstill.examine.compare import retention
+from potstill.examine.fidelity import retention
 from potstill.examine.measured import REQUESTS, Claim, Load, Part
 from potstill.examine.report_verdict import is_export, metric_text
 from potstill.examine.speed import NETWORK

@@ -54,7 +54,7 @@ def ask_lm_eval(
             f"lm-eval/bin/lm_eval"
         )
     out.mkdir(parents=True, exist_ok=True)
-    before = set(out.rglob("results*.json"))
+    before = _written(out)
     arguments = [
         *("--model", "hf", "--model_args", f"pretrained={model_dir.absolute()}"),
         *("--tasks", ",".join(tasks), "--batch_size", str(batch_size)),
@@ -77,10 +77,15 @@ def ask_lm_eval(
             f"lm-eval ended with code {done.returncode} on {', '.join(tasks)}; its last words: "
             f"{said}"
         )
-    files = sorted(set(out.rglob("results*.json")) - before)
+    files = sorted(_written(out) - before)
     if not files:
         raise DataError(f"lm-eval ended well, but wrote no results into {out}")
-    return read_results(json.loads(files[-1].read_text(encoding="utf-8")))
+    return read_results(json.loads(files[-1][1].read_text(encoding="utf-8")))
+
+
+def _written(folder: Path) -> set[tuple[int, Path]]:
+    """Results files of a folder, with their time of change in nanoseconds."""
+    return {(file.stat().st_mtime_ns, file) for file in folder.rglob("results*.json")}
 
 
 def read_results(tree: Mapping[str, Any]) -> dict[str, Estimate]:

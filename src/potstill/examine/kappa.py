@@ -18,7 +18,9 @@ class Kappa:
     """Cohen's kappa of `prediction` and `target`, over a, tie and b.
 
     (agreement - agreement by chance) / (1 - agreement by chance); 1 is full agreement and 0 what
-    two who choose independently come to.
+    two who choose independently come to. Which model is called a is of no account: every pair is
+    counted half the other way round, so an opinion that is always on one model's side is worth
+    what it hits.
 
     Source: Cohen (1960), doi:10.1177/001316446002000104.
     """
@@ -26,13 +28,15 @@ class Kappa:
     name: str = "kappa"
     unit: str = ""
     higher_is_better: bool = True
-    signature: str = "Cohen's kappa over: a better, tie, b better"
+    signature: str = "Cohen's kappa over: a better, tie, b better; each pair both ways round"
 
     def rows(self, samples: Sequence[Sample]) -> np.ndarray:
         """Columns are the nine cells of one's choice against the other's."""
         rows = np.zeros((len(samples), len(CHOICES) ** 2))
         for row, sample in zip(rows, samples, strict=True):
-            row[CHOICES.index(sample.prediction) * 3 + CHOICES.index(sample.target)] = 1.0
+            ours, theirs = CHOICES.index(sample.prediction), CHOICES.index(sample.target)
+            row[3 * ours + theirs] += 0.5
+            row[3 * (2 - ours) + 2 - theirs] += 0.5
         return rows
 
     def value(self, sums: np.ndarray) -> np.ndarray:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from potstill.config import LoadConfig
 from potstill.errors import DataError, TeacherError, TeacherRefused
@@ -220,6 +219,8 @@ def _rate(amounts: Sequence[tuple[float, float]], seconds: float, unit: str) -> 
         [at for _, at in amounts], bins=edges, weights=[amount for amount, _ in amounts]
     )
     rates = sums / (seconds / NUM_SLICES)
+    from scipy import stats  # takes a second, which those who only read a report need not wait
+
     half = float(stats.t.ppf(0.975, NUM_SLICES - 1) * rates.std(ddof=1) / math.sqrt(NUM_SLICES))
     value = total / seconds
     return Estimate(

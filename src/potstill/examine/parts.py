@@ -94,9 +94,9 @@ def _f1(
 def slice_estimates(
     metric: Metric, samples: Sequence[Sample], *, fields: Sequence[str], seed: int
 ) -> dict[str, dict[str, Estimate]]:
-    """The metric on parts of the test set: by field, and by length of the prompt."""
+    """The metric on parts of the test set: by field, turn and length of the prompt."""
     found = {}
-    for name, members in slices(samples, fields).items():
+    for name, members in (slices(samples, fields) | _by_turn(samples)).items():
         part = estimate(metric, members, seed=seed)
         found[name] = {metric.name: part}
     return found
@@ -118,6 +118,18 @@ def slices(
         names = ("shortest", "second", "third", "longest")
         parts |= _quarters("prompt length", samples, lengths, names)
     return parts
+
+
+def _by_turn(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """First turns of conversations, second ones and later ones, where there are any but first."""
+    if not any(sample.turn for sample in samples):
+        return {}
+    parts = {
+        "first": [sample for sample in samples if sample.turn == 0],
+        "second": [sample for sample in samples if sample.turn == 1],
+        "later": [sample for sample in samples if sample.turn > 1],
+    }
+    return {f"turn: {name}": members for name, members in parts.items() if members}
 
 
 def field_value(sample: Sample, field: str) -> object:

@@ -26,10 +26,10 @@ def html_section(report: Report) -> str:
     text = ""
     if judge.get("preferences"):
         rows = [_html_row(row(one)) for one in preferences_of(judge)]
-        text += table(HEADINGS, rows, caption=CAPTION, numeric=range(1, 6))
+        text += table(HEADINGS, rows, caption=CAPTION, numeric=range(1, len(HEADINGS)))
     if judge.get("scores"):
         rows = [_html_row(cells) for cells in score_rows(judge)]
-        text += table(SCORE_HEADINGS, rows, caption="Mean score from 1 to 5.", numeric=(1,))
+        text += table(SCORE_HEADINGS, rows, caption="Mean score from 1 to 5.", numeric=(1, 2, 3))
     items = "".join(f"<li>{safe(line)}</li>" for line in judge_lines(judge))
     about = (
         f"{safe(judge.get('name'))}, family {safe(judge.get('family') or 'not known')}. "

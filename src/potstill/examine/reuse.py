@@ -78,7 +78,10 @@ class AnswerStore:
         with self._or_without():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)  # answers may hold what nobody else should read
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=10.0)
+            # In a notebook the asking is done by another thread, one at a time all the same.
+            self._db = sqlite3.connect(
+                path, isolation_level=None, timeout=10.0, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.executescript(_SCHEMA)

@@ -45,9 +45,7 @@ async def evaluate(
     on_progress: OnProgress | None = None,
     **about: Any,
 ) -> Evaluation:
-    """Asks a model every turn of every record and reduces its answers to metrics.
-
-    Answers that do not come or are cut count as wrong, and are counted.
+    """Asks every turn of every record; answers that do not come or are cut count as wrong.
 
     Args:
         metrics: Names; the task's own by default. The first is the one that slices are on.
@@ -64,19 +62,10 @@ async def evaluate(
     """
     wanted = read_names(metrics) or default_metrics(task, records)
     names = {metric.name for metric in named_metrics(task, wanted)}
-    samples = await collect_samples(
-        model,
-        records,
-        task,
-        sampling=sampling,
-        out_samples=out_samples,
-        fingerprint=fingerprint,
-        group_by=group_by,
-        history=history,
-        store=store,
-        needs_confidence="ece" in names and getattr(model, "capture", None) is not None,
-        on_progress=on_progress,
-    )
+    asked = {"sampling": sampling, "out_samples": out_samples, "fingerprint": fingerprint}
+    asked |= {"group_by": group_by, "history": history, "store": store, "on_progress": on_progress}
+    asked["needs_confidence"] = "ece" in names and getattr(model, "capture", None) is not None
+    samples = await collect_samples(model, records, task, **asked)
     if names & set(OF_REFERENCES):
         samples = await asyncio.to_thread(_with_likelihood, model, samples, records, task, teacher)
         write_jsonl(out_samples, samples)

@@ -10,6 +10,7 @@ from typing import Any
 from potstill.config import DistillConfig, JudgeConfig, PrivacyConfig, load_config
 from potstill.data.load import load_dataset
 from potstill.errors import ConfigError, DataError
+from potstill.examine.answering import collect_samples
 from potstill.examine.ballots import Ballot, Pair, Preference, pairs_of
 from potstill.examine.blind import read_votes
 from potstill.examine.compare import compare_all, join, regressions_and_wins
@@ -19,7 +20,7 @@ from potstill.examine.numbers import number
 from potstill.examine.preference import preference, with_people
 from potstill.examine.report_judge import preference_sentence, preferences_of
 from potstill.examine.report_verdict import metric_text
-from potstill.examine.run import collect_samples, named_metrics
+from potstill.examine.run import named_metrics
 from potstill.library.inputs import opened_model, screen_of, wait
 from potstill.models.catalog import find_model
 from potstill.models.private import PrivateModel

@@ -1,0 +1,47 @@
+"""A command that takes lm-eval's arguments and writes a results file like its own."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+
+RESULTS = {
+    "results": {
+        "arc_easy": {
+            "alias": "arc_easy",
+            "acc,none": 0.5,
+            "acc_stderr,none": 0.05,
+            "acc_norm,none": 0.4,
+            "acc_norm_stderr,none": "N/A",
+        },
+        "wikitext": {"word_perplexity,none": 12.0, "word_perplexity_stderr,none": "N/A"},
+    },
+    "versions": {"arc_easy": 1.0, "wikitext": 2.0},
+    "n-shot": {"arc_easy": 0},
+    "n-samples": {"arc_easy": {"original": 2376, "effective": 100}},
+    "higher_is_better": {"arc_easy": {"acc": True}, "wikitext": {"word_perplexity": False}},
+    "lm_eval_version": "0.4.9",
+}
+FAKE = """#!{python}
+import json, os, pathlib, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+if given["--tasks"] == "broken":
+    sys.exit("no such task: broken")
+if given["--tasks"] == "silent":
+    sys.exit(0)
+out = pathlib.Path(given["--output_path"]) / "model"
+out.mkdir(parents=True, exist_ok=True)
+tree = json.loads({results!r})
+tree["asked"] = [given, sorted(k for k in os.environ if k.startswith("PYTHON"))]
+(out / "results_2026-11-22.json").write_text(json.dumps(tree))
+"""
+
+
+def fake_lm_eval(folder: Path) -> Path:
+    """Writes the executable; tasks called `broken` and `silent` are what they say."""
+    file = folder / "lm_eval"
+    file.write_text(FAKE.format(python=sys.executable, results=json.dumps(RESULTS)))
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    return file
