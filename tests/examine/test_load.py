@@ -10,7 +10,9 @@ from potstill.config import LoadConfig
 from potstill.errors import DataError, TeacherError, TeacherRefused
 from potstill.examine.load import measure_load, meets
 from potstill.examine.measured import Load, objective_text
+from potstill.examine.report_speed import load_table
 from potstill.examine.times import Call
+from potstill.models.failures import Failure, gave_up
 from potstill.types import Sampling
 
 RECORDS = [record(i, reference="a") for i in range(7)]
@@ -108,6 +110,18 @@ def test_failures_are_counted_and_met_no_objective():
     [level] = found.levels
     assert level.num_failed == 5 and level.share_met.value == 0.5 and level.share_met.n_error == 5
     assert level.metrics["latency"].n == 5
+
+
+def test_failures_are_told_by_their_reason_and_why_the_sweep_ended():
+    fails = {n: gave_up(Failure.CONNECTION, "gone") for n in range(1, 30, 2)}
+    model = Speaking(fails={**fails, 3: gave_up(Failure.TIMEOUT, "late"), 5: failing()})
+    found = measure(model, concurrency=(1, 2), num_requests=10)
+    [level] = found.levels
+    assert level.failures == {"connection": 3, "timeout": 1, "other": 1}
+    said = "5 of 10 requests failed (3 connection, 1 other, 1 timeout)"
+    assert said in found.ended and said in found.users.note and found.users.n_error == 5
+    assert "5 requests failed: 3 connection, 1 other, 1 timeout" in load_table("", found).notes
+    assert measure(Speaking(), concurrency=(1,)).levels[0].failures == {}
 
 
 def test_a_model_that_answers_nobody_is_an_error_and_not_a_rate_of_zero():

@@ -10,8 +10,10 @@ from examine.streaming import Speaking
 
 from potstill.errors import DataError, TeacherError
 from potstill.examine.memory import disk_bytes, memory_of, own_peak_bytes, peak_resident_bytes
+from potstill.examine.report_speed import setting_cells
 from potstill.examine.speed import interleaved_latency, measure_latency, timed
 from potstill.examine.times import Call, energy, quantiles
+from potstill.models.failures import Failure, gave_up
 from potstill.types import Sampling
 
 RECORDS = [record(i, reference="a") for i in range(5)]
@@ -167,9 +169,11 @@ class Stumbling(Speaking):
 
 
 def test_a_call_that_failed_is_counted_and_timed_anew():
-    model = Stumbling(fails={4: failing(), 5: failing()})
+    model = Stumbling(fails={4: failing(), 5: gave_up(Failure.CONNECTION, "gone")})
     found = interleaved({"it": model}, num_calls=4, num_warmup=3)
     assert len(found.calls["it"]) == 4 and found.settings["it"]["failed_calls"] == 2
+    assert found.settings["it"]["failures"] == {"other": 1, "connection": 1}
+    assert "2 failed (1 connection, 1 other)" in setting_cells(found.settings["it"])[3]
     assert model.num_patient == 2
     with pytest.raises(TeacherError):
         interleaved({"it": Stumbling(fails={n: failing() for n in range(4, 7)})})

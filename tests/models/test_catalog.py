@@ -6,7 +6,7 @@ import sys
 import pytest
 from tiny import tiny_llama
 
-from potstill.config import TeacherConfig
+from potstill.config import PriceConfig, TeacherConfig
 from potstill.errors import ConfigError, MissingExtra
 from potstill.models.catalog import find_model, list_models, load_model
 from potstill.models.chat import open_chat_model
@@ -24,6 +24,13 @@ def test_every_entry_says_licence_terms_and_context(ref):
     assert ref.licence and ref.context and ref.roles
     assert ref.terms.train_on_outputs != "unknown"
     assert ref.terms.train_on_outputs == "yes" or ref.terms.note
+
+
+def test_no_price_comes_with_the_catalogue_and_the_workspace_gives_one_with_its_date():
+    assert all(ref.price is None for ref in list_models())
+    price = {"input": 1, "output": 4, "as_of": "2026-11"}
+    found = find_model("big", workspace={"big": {"source": "gpt-4o", "price": price}})
+    assert (found.model, found.price) == ("gpt-4o", PriceConfig(**price))
 
 
 def test_the_tutorials_names_are_known():

@@ -1,9 +1,12 @@
 """An answer that comes piece by piece is the same answer, and says when its first piece came."""
 
 import asyncio
+import struct
 import time
+from socket import SO_LINGER, SOL_SOCKET
 
 import pytest
+from aiohttp import web
 from examine.streaming import OnePiece, StreamingEndpoint, chunk, spoken
 from fake_anthropic import message as anthropic_message
 from fake_endpoint import serving
@@ -19,6 +22,41 @@ ASK = Record(id="a", messages=(Message(role="user", content="Is it?"),))
 
 def _note(moments, start):
     moments.append(time.perf_counter() - start)
+
+
+class OnceEach(StreamingEndpoint):
+    """Answers one request on each connection, keeps it open, and closes it on the next one.
+
+    Args:
+        cut: How: `close` or `reset`.
+        num_dead: So many new connections, from the second on, are closed unanswered too.
+        after_line: Whether the next one gets the first line of its reply.
+    """
+
+    def __init__(self, *, cut="close", num_dead=0, after_line=False):
+        super().__init__()
+        self.cut, self.num_dead, self.after_line = cut, num_dead, after_line
+        self.used, self.num_requests = [], 0
+
+    async def handle(self, request):
+        self.num_requests += 1
+        transport = request.transport
+        if transport not in self.used and not (self.used and self.num_dead):
+            self.used.append(transport)
+            return await super().handle(request)
+        self.num_dead -= transport not in self.used
+        await request.read()
+        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        if self.after_line:
+            await reply.prepare(request)
+            await reply.write(b'data: {"choices": [{"delta": {"content": "Ye"}}]}\n\n')
+            await asyncio.sleep(0.01)  # it is on its way before the connection breaks
+        if self.cut == "reset":
+            at_once = struct.pack("ii", 1, 0)
+            transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, at_once)
+        transport.abort()
+        await asyncio.sleep(0)
+        return reply
 
 
 def streamed(fake, *, key=None, times=1, **settings):
@@ -85,6 +123,56 @@ def test_nothing_that_is_timed_is_tried_again():
     with pytest.raises(TeacherError, match="status 503: busy"):
         streamed(fake)
     assert len(fake.bodies) == 1
+
+
+@pytest.mark.parametrize("cut", ["close", "reset"])
+def test_a_kept_connection_that_the_server_closed_is_replaced_at_once(cut):
+    fake = OnceEach(cut=cut)
+    found = streamed(fake, times=3)
+    assert [response.text for response, _ in found] == ["Yes."] * 3
+    assert [len(moments) for _, moments in found] == [2] * 3, "no piece is told twice"
+    # First; second, dead; second, on a new one that is not kept; third, on another new one.
+    assert fake.num_requests == 4
+
+
+def test_the_second_try_takes_no_other_kept_connection_which_may_be_dead_too():
+    fake = OnceEach()
+
+    async def main():
+        async with serving(fake):
+            model = EndpointModel(fake.url, "fake")
+            try:
+                for num_at_once in (3, 1, 2):
+                    asked = (model.stream(ASK, Sampling(), int) for _ in range(num_at_once))
+                    found = await asyncio.gather(*asked)
+                    assert [response.text for response in found] == ["Yes."] * num_at_once
+                return model.num_retries
+            finally:
+                await model.close()
+
+    assert asyncio.run(main()) == 3, "each of the three kept ones was found closed"
+    assert fake.num_requests == 3 + 3 * 2
+
+
+def test_a_new_connection_that_breaks_is_a_failure_and_not_tried_again():
+    fake = OnceEach(num_dead=9)
+    with pytest.raises(TeacherError, match="ServerDisconnectedError") as caught:
+        streamed(fake, times=2)
+    assert caught.value.reason == "connection"
+    assert fake.num_requests == 3, "once on the kept one, once on a new one"
+    fake.used, fake.num_requests = ["a connection of before"], 0
+    with pytest.raises(TeacherError):
+        streamed(fake)
+    assert fake.num_requests == 1
+
+
+@pytest.mark.parametrize("cut", ["close", "reset"])
+def test_a_stream_that_breaks_after_its_first_line_is_not_asked_for_again(cut):
+    fake = OnceEach(cut=cut, after_line=True)
+    with pytest.raises(TeacherError) as caught:
+        streamed(fake, times=2)
+    assert caught.value.reason == "truncated"
+    assert fake.num_requests == 2
 
 
 def test_an_answer_that_breaks_off_is_none():

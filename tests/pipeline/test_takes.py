@@ -87,9 +87,15 @@ def test_answers_without_a_price_are_no_free_ones(tmp_path):
     assert found["one_off"]["parts"]["teacher"] is None
 
 
-def test_the_catalogues_price_has_a_date(tmp_path):
-    found = taken(tmp_path, "gpt-4o-mini", cost={"machine_price": 1.0})["cost"]
-    assert "prices read 20" in found["per_thousand"]["teacher"]["note"]
+def test_a_teacher_of_the_catalogue_has_the_price_that_its_user_gives_with_its_date(tmp_path):
+    given = {"source": "gpt-4o-mini", "price": PRICE}
+    found = taken(tmp_path, given, cost={"machine_price": 1.0})["cost"]
+    assert "prices read 2026-11" in found["per_thousand"]["teacher"]["note"]
+    found = taken(tmp_path, "gpt-4o-mini", cost={"machine_price": 1.0})
+    unknown = found["cost"]["per_thousand"]["teacher"]
+    assert unknown["value"] is None and "teacher.price" in unknown["note"]
+    [claim] = [claim for claim in found["claims"] if claim["name"] == "cost"]
+    assert claim["basis"] == "not measured" and "teacher.price" in claim["why"]
 
 
 def test_a_row_that_the_report_will_not_have_is_refused_with_the_config(tmp_path):

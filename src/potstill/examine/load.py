@@ -18,6 +18,7 @@ import asyncio
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from potstill.config import LoadConfig
 from potstill.errors import DataError, TeacherError, TeacherRefused
-from potstill.examine.measured import Level, Load, objective_text
+from potstill.examine.measured import Level, Load, failures_text, objective_text
 from potstill.examine.resample import wilson
 from potstill.examine.speed import timed
 from potstill.examine.times import Call, lengths, times
@@ -34,6 +35,8 @@ from potstill.types import Estimate, Record, Sampling
 
 NUM_SLICES = 10
 """Parts of the counted time whose rates the interval of a rate is made of."""
+
+_Outcome = Call | TeacherError
 
 OnLevel = Callable[[int, int, str], None]
 """Called with (answers at this level, answers wanted, the level in words)."""
@@ -72,12 +75,15 @@ async def measure_load(
         found, seconds = await crowd.run()
         level = _level(users, found, seconds, config, seed)
         if level.num_failed == level.n and not levels:
-            raise TeacherError(f"{model.name} answered nobody under load: {crowd.error}")
-        calls += [call for call, _ in found if call is not None]
+            raise TeacherError(f"{model.name} answered nobody under load: {found[-1][0]}")
+        calls += [call for call, _ in found if isinstance(call, Call)]
         falls = bool(levels) and _goodput(level) < max(map(_goodput, levels))
         levels.append(level)
         if not _is_carried(level, config):
             ended = f"with {users} users at once the objective is missed"
+            if level.failures:
+                reasons = failures_text(level.failures)
+                ended += f": {level.num_failed:,} of {level.n:,} requests failed ({reasons})"
             break
         if falls:
             ended = f"with {users} users at once goodput falls"
@@ -109,18 +115,15 @@ class _Crowd:
         users: int,
         on_level: OnLevel | None,
     ):
-        self.error = ""
-        """What the last failure said."""
-
         self._model, self._turns, self._sampling = model, turns, sampling
         self._users, self._config, self._on_level = users, config, on_level
         self._num_warm = 0
         self._started = math.inf
         self._ended = math.inf
-        self._answers: list[tuple[Call | None, float]] = []
+        self._answers: list[tuple[_Outcome, float]] = []
 
-    async def run(self) -> tuple[list[tuple[Call | None, float]], float]:
-        """Answers of the counted time with the moment each came; a failure has no call."""
+    async def run(self) -> tuple[list[tuple[_Outcome, float]], float]:
+        """Answers and failures of the counted time, with the moment each came."""
         tasks = [asyncio.create_task(self._ask_on()) for _ in range(self._users)]
         try:
             await asyncio.gather(*tasks)
@@ -136,24 +139,23 @@ class _Crowd:
         if self._num_warm == self._users:
             self._started = time.perf_counter()
         while self._ended == math.inf:
-            call = await self._one()
+            outcome = await self._one()
             now = time.perf_counter()
             if self._started <= now and self._ended == math.inf:
-                self._answers.append((call, now - self._started))
+                self._answers.append((outcome, now - self._started))
                 self._tell()
                 if len(self._answers) >= self._config.num_requests or (
                     now - self._started >= self._config.seconds
                 ):
                     self._ended = now
 
-    async def _one(self) -> Call | None:
+    async def _one(self) -> _Outcome:
         try:
             return await timed(self._model, next(self._turns), self._sampling)
         except TeacherRefused:
             raise
         except TeacherError as error:
-            self.error = str(error)
-            return None
+            return error
 
     def _tell(self) -> None:
         if self._on_level:
@@ -180,12 +182,13 @@ def meets(call: Call, config: LoadConfig) -> bool:
 
 def _level(
     users: int,
-    found: Sequence[tuple[Call | None, float]],
+    found: Sequence[tuple[_Outcome, float]],
     seconds: float,
     config: LoadConfig,
     seed: int,
 ) -> Level:
-    came = [(call, at) for call, at in found if call is not None]
+    came = [(call, at) for call, at in found if isinstance(call, Call)]
+    failures = Counter(error.reason for error, _ in found if isinstance(error, TeacherError))
     met = [(call, at) for call, at in came if meets(call, config)]
     low, high = wilson(len(met), len(found))
     rates = {
@@ -200,6 +203,7 @@ def _level(
         seconds=seconds,
         n=len(found),
         num_failed=len(found) - len(came),
+        failures=dict(failures),
         share_met=Estimate(
             value=len(met) / len(found), low=low, high=high, n=len(found), method="wilson",
             n_error=len(found) - len(came), signature=objective_text(_objective(config)),
@@ -267,6 +271,7 @@ def _users(levels: Sequence[Level], config: LoadConfig, ended: str) -> Estimate:
         value=value, low=min(value, most("low")), high=max(value, most("high")),
         n=sum(level.n for level in levels), unit="users", method="wilson, level by level",
         signature=objective_text(_objective(config)), note=note,
+        n_error=sum(level.num_failed for level in levels),
     )  # fmt: skip
 
 

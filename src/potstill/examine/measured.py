@@ -35,6 +35,9 @@ class Level(Noun):
     """Answers in it, failures among them."""
 
     num_failed: int = 0
+    failures: dict[str, int] = {}
+    """These by their reason, see `models.failures.Failure`."""
+
     share_met: Estimate
     """Share of the requests that met the objective; failures did not."""
 
@@ -137,6 +140,12 @@ def objective_text(objective: Mapping[str, float]) -> str:
     if not limits:
         return "no objective"
     return f"{' and '.join(limits)}, for {objective['share']:.0%} of the requests"
+
+
+def failures_text(failures: Mapping[str, int]) -> str:
+    """Failures by their reason, the most frequent first: "3 timeout, 1 connection"."""
+    by_number = sorted(failures.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{number:,} {reason}" for reason, number in by_number)
 
 
 def money(amount: float | None, currency: str) -> str:

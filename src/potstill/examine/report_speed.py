@@ -5,6 +5,7 @@ A section is a title, tables and remarks, all plain text; whoever draws it escap
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from potstill.examine.measured import (
     Claim,
     Load,
     OneOff,
+    failures_text,
     money,
     objective_text,
 )
@@ -170,6 +172,8 @@ def setting_cells(speed: Mapping[str, Any]) -> tuple[str, ...]:
         calls += f", {different:,} prompts"
     if failed := speed.get("failed_calls"):
         calls += f", {failed:,} failed"
+        if reasons := speed.get("failures"):
+            calls += f" ({failures_text(reasons)})"
     network = "included" if speed.get("includes_network") else "none"
     return (", ".join(named), spread("prompt_tokens"), spread("answer_tokens"), calls, network)
 
@@ -244,8 +248,9 @@ def load_table(title: str, found: Load) -> Table:
             f"about {found.users_with_pauses:,.0f} users, if each pauses for "
             f"{found.think_seconds:g} s (assumed) between an answer and the next request"
         )
-    failed = sum(level.num_failed for level in found.levels)
-    notes += [f"{failed:,} requests failed"] if failed else []
+    if failed := sum(level.num_failed for level in found.levels):
+        reasons = sum((Counter(level.failures) for level in found.levels), Counter())
+        notes.append(f"{failed:,} requests failed: {failures_text(reasons)}")
     headings = ("users at once", "n", *columns.values(), "met")
     caption = f"objective: {objective_text(found.objective)}"
     return Table(title, headings, tuple(rows), tuple(notes), caption)

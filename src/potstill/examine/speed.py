@@ -15,6 +15,7 @@ so that a machine that is busy for a minute is busy for all of them.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from potstill.errors import DataError, TeacherError, TeacherRefused
 from potstill.examine.times import Call, energy, lengths, ratio_of_medians, throughput, times
 from potstill.models.energy import EnergyMeter
+from potstill.models.failures import gave_up, reason_of
 from potstill.protocols import ChatModel, Task
 from potstill.types import Estimate, Record, Response, Sampling
 
@@ -118,6 +120,7 @@ async def interleaved_latency(
             **lengths(calls[role]),
             **about,
             "failed_calls": len(failures[role]),
+            "failures": dict(Counter(failures[role])),
             "includes_network": role in over_network,
         }
         for role in roles
@@ -174,8 +177,9 @@ async def timed(
     )
     seconds = time.perf_counter() - start
     if response.finish_reason == "error":
-        raise TeacherError(
-            f"{model.name} gave no answer while its speed was measured: {response.error}"
+        raise gave_up(
+            reason_of(response.error or ""),
+            f"{model.name} gave no answer while its speed was measured: {response.error}",
         )
     first = arrived[0] - start if arrived else None
     joules = None if meter is None else meter.joules()
@@ -193,6 +197,9 @@ async def _timed_at_last(
 
     A stream is one attempt. Between two of them the model is asked as usual, which waits as long
     as an endpoint in trouble wants.
+
+    Args:
+        failures: Reasons of those that failed; added to.
     """
     for _ in range(MOST_FAILURES):
         try:
@@ -202,6 +209,6 @@ async def _timed_at_last(
         except TeacherError as error:
             if not hasattr(model, "stream"):
                 raise
-            failures.append(str(error))
+            failures.append(error.reason)
             await model.respond(prompt, sampling)
     return await timed(model, prompt, sampling, meter)

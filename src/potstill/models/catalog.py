@@ -168,8 +168,6 @@ def _catalogue() -> tuple[ModelRef, ...]:
     for entry in tree["models"]:
         entry = {**tree["families"].get(entry.pop("family", ""), {}), **entry}
         entry["terms"] = {"as_of": tree["terms_as_of"], **entry.get("terms", {})}
-        if price := entry.get("price"):
-            entry["price"] = {"as_of": tree["prices_as_of"], **price}
         entries.append(ModelRef.model_validate({**entry, "catalogued": True}))
     return tuple(entries)
 

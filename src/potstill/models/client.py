@@ -184,7 +184,8 @@ class Client:
         """One attempt at an answer that comes line by line, for whoever times it.
 
         It waits for no slot and is not tried again: both would be our time and not the
-        endpoint's. Only a field that the endpoint does not know is left out at once.
+        endpoint's. Only a field that the endpoint does not know is left out at once, and a
+        connection that it had closed is replaced, see `Transport.stream`.
 
         Raises:
             TeacherRefused: Key, URL, model or quota.
@@ -206,6 +207,7 @@ class Client:
                 self._refuse_unreachable(error)
                 text = f"{type(error).__name__} {self._key.hide(str(error))}".strip()
                 raise gave_up(_broken(error)[0], f"{self.host} failed: {text}") from None
+            self.num_retries += reply.num_resent
             text = self.message(reply) if reply.status in (400, 422) else ""
             if not (text and self._wire.learns(body, text)):
                 break

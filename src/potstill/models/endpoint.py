@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from potstill.config import Api, LogprobsMode, PriceConfig
-from potstill.errors import ConfigError, TeacherError, TeacherRefused
+from potstill.errors import ConfigError, TeacherRefused
 from potstill.models.batch_api import BatchApi, open_batch_api
 from potstill.models.chat_format import Answer, NotAnAnswer, declined, read_json
 from potstill.models.client import Client, Request
+from potstill.models.failures import Failure, gave_up
 from potstill.models.fingerprint import request_fingerprint
 from potstill.models.scoring import TextScorer
 from potstill.models.secret import Key
@@ -179,7 +180,7 @@ class EndpointModel:
         """As `respond`, in one attempt; `on_token` is called as pieces of the answer arrive.
 
         Raises:
-            TeacherRefused, TeacherError: As `respond`; nothing is tried again.
+            TeacherRefused, TeacherError: As `respond`; no failure of the endpoint is tried again.
         """
         await self.prepare()
         self.refuse_what_it_cannot(sampling)
@@ -192,7 +193,7 @@ class EndpointModel:
                 answer = self._wire.read(lines.tree())
             except NotAnAnswer as error:
                 text = f"{self.host} failed: {self._key.hide(str(error))[:_LONGEST_ERROR]}"
-                raise TeacherError(text) from None
+                raise gave_up(Failure.UNREADABLE, text) from None
         else:
             text = self._client.message(reply, most=_LONGEST_ERROR)
             answer = declined(reply.status, reply.body, text)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
@@ -25,6 +26,19 @@ class Reply:
         self.status, self.headers, self.body, self.seconds = status, headers, body, seconds
         self.num_unread = 0
         """Attempts before this one that may have been paid for, and brought nothing."""
+
+        self.num_resent = 0
+        """Times that it was sent before, into a connection that the server had closed."""
+
+
+class _Sent:
+    """How far one request has come."""
+
+    is_reused = False
+    """Whether its connection had carried another exchange."""
+
+    has_begun = False
+    """Whether a reply has begun."""
 
 
 class Transport:
@@ -115,18 +129,44 @@ class Transport:
     ) -> Reply:
         """Sends a request and hands on each line of a reply with status 200 as it arrives.
 
-        Packing is refused: it would hold lines back until enough of them are there.
+        Packing is refused: it would hold lines back until enough of them are there. A server may
+        close a connection that it promised to keep, llama.cpp's does so after every stream; whoever
+        asks at that moment finds out by sending into it. Such a request is sent once more at once,
+        over a new connection, and never when a reply had begun.
 
         Returns:
             A reply that has a body only where its status is another.
 
         Raises: As `send`.
         """
-        started = self._clock()
+        started, sent = self._clock(), _Sent()
         headers = {**headers, "Accept-Encoding": "identity"}
-        async with self._open_session().post(
-            url, data=body, headers=headers, allow_redirects=False
+        try:
+            async with self._new_session(self._open_session().connector, trace=True) as session:
+                return await self._read_lines(session, url, headers, body, on_line, started, sent)
+        except aiohttp.ClientConnectionError:
+            if sent.has_begun or not sent.is_reused:
+                raise
+        # Not from the pool: other connections there may be as dead as this one was.
+        async with self._new_session() as session:
+            reply = await self._read_lines(session, url, headers, body, on_line, started, _Sent())
+        reply.num_resent = 1
+        return reply
+
+    async def _read_lines(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        on_line: Callable[[bytes], None],
+        started: float,
+        sent: _Sent,
+    ) -> Reply:
+        async with session.post(
+            url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=sent
         ) as response:
+            sent.has_begun = True
             size, rest = 0, b""
             async for chunk in response.content.iter_any():
                 size += len(chunk)
@@ -153,12 +193,35 @@ class Transport:
     def _open_session(self) -> aiohttp.ClientSession:
         loop = asyncio.get_running_loop()
         if self._session is None or self._session.closed or self._loop is not loop:
-            connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=300)
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
-            )
-            self._loop = loop
+            self._session, self._loop = self._new_session(), loop
         return self._session
+
+    def _new_session(
+        self, connector: aiohttp.BaseConnector | None = None, *, trace: bool = False
+    ) -> aiohttp.ClientSession:
+        """A session on connections of its own, or on those of another.
+
+        Args:
+            trace: Whether reused connections are noted, which costs each request some time.
+        """
+        config = aiohttp.TraceConfig()
+        config.on_connection_reuseconn.append(_note_reuse)
+        return aiohttp.ClientSession(
+            connector=connector or aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
+            connector_owner=connector is None,
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[config] if trace else None,
+        )
+
+
+async def _note_reuse(
+    session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    params: aiohttp.TraceConnectionReuseconnParams,
+) -> None:
+    if isinstance(context.trace_request_ctx, _Sent):
+        context.trace_request_ctx.is_reused = True
 
 
 def _too_large(url: str, largest_bytes: int) -> TeacherError:
