@@ -150,7 +150,8 @@ def test_probabilities_kept_while_answering_are_those_that_scoring_finds(place):
 def test_two_processes_learn_what_one_learns(place):
     _, alone, _ = told(place)
     config = load_config(
-        place / "distill.yaml", ["train.processes=2", "evaluate.baselines=[]", "export=[]"]
+        place / "distill.yaml",
+        ["train.processes=2", "train.packing=true", "evaluate.baselines=[]", "export=[]"],
     )
     both = RunDir(place / "both")
     distill(config, both, stop_after="train")

@@ -131,6 +131,22 @@ def test_a_loss_that_does_not_know_positions_gets_padded_rows(tmp_path):
     assert not parts.packed
 
 
+@pytest.mark.parametrize(
+    ("changes", "packed"),
+    [({}, False), ({"order": "random"}, True), ({"packing": True}, True)],
+    ids=["of like length", "random", "packed in any case"],
+)
+def test_steps_that_are_hardly_padded_are_not_packed(tmp_path, changes, packed):
+    model, tokenizer = tiny_student(tmp_path / "m")
+    lengths = [10] * 8 + [40] * 8
+    many = [Rendered([5 + i % 300 for i in range(n)], [0] + [1] * (n - 1)) for n in lengths]
+    train = quick(batch_size=8, **changes)
+    student = prepare_student(model, train, torch.device("cpu"))
+    training = Training(student, tokenizer, many, [], SFT, train, None)
+    assert training.parts.packed is packed
+    assert (training.plan.padding > 1.15) is ("order" in changes)
+
+
 def test_parts_hold_the_same_rows_however_they_are_cut():
     lengths = [5, 40, 12, 33, 8, 21, 9]
     ways = [

@@ -173,7 +173,8 @@ class TrainConfig(Section):
 
     packing: Literal["auto"] | bool = "auto"
     """Compute records one behind the other without padding, none of which sees another; `auto`
-    where the model's family can. What is learned is the same."""
+    where the model's family can and, on a CPU, there would be more than a little padding. What
+    is learned is the same."""
 
     order: Literal["by_length", "random"] = "by_length"
     """Records of like length share a step, which saves padding; or steps are drawn at random,

@@ -134,10 +134,15 @@ class Training:
         self.optimizer = build_optimizer(self.parameters, train)
         self.average = None if train.ema is None else Average(self.parameters, train.ema)
         takes_packed = getattr(self.objective, "takes_packed", False)
-        self.parts = choose_parts(
-            student.model, train_rows, train, pad_id=self._pad_id, takes_packed=takes_packed
-        )
         lengths = tuple(len(row.ids) for row in train_rows)
+        self.parts = choose_parts(
+            student.model,
+            train_rows,
+            train,
+            pad_id=self._pad_id,
+            takes_packed=takes_packed,
+            padding=StepPlan(lengths, train).padding,
+        )
         self.plan = StepPlan(lengths, train, self.parts, ranks)
         self.best: dict[str, Tensor] | None = None
         keys = [content_key(r.ids, r.loss_mask) for r in (*train_rows, *validation_rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ PACKED_TOKENS = {"cpu": 2048, "cuda": 8192}
 TOLERANCE = 0.05
 """Largest difference between a document in a packed row and alone, as a share of its size. In
 bf16 rounding makes 0.01 of it; a family that mixes documents up shows 0.2 and more."""
+
+LITTLE_PADDING = 1.15
+"""Tokens with padding by tokens without, up to which `auto` pads on a CPU: packed rows take a
+tenth longer there than padded ones that have nothing to pad (docs/results/demo-time.md)."""
 
 PROBE_TOKENS = 24
 """Beginning of a row that is tried."""
@@ -88,17 +93,23 @@ def choose_parts(
     *,
     pad_id: int,
     takes_packed: bool = True,
+    padding: float = math.inf,
 ) -> Parts:
     """How rows are computed, from `train.packing` and what the model's family can.
 
     Args:
         rows: The training rows; some are tried.
+        padding: Tokens of the steps with padding, by those without.
         takes_packed: Whether the loss can be computed on packed rows.
 
     Raises:
         TrainError: If `train.packing: true` and the family, or the loss, cannot.
     """
     packed = train.packing is not False
+    is_cpu = next(model.parameters()).device.type == "cpu"
+    if train.packing == "auto" and is_cpu and padding <= LITTLE_PADDING:
+        log.info("train: rows are padded, which makes the tokens only %.2f times as many", padding)
+        packed = False
     reason = _why_not_packed(model, rows, takes_packed) if packed else None
     if reason and train.packing is True:
         raise TrainError(f"train.packing: true, but {reason}; set train.packing: auto")

@@ -91,6 +91,12 @@ class StepPlan:
         return len(self._epoch(0))
 
     @property
+    def padding(self) -> float:
+        """Tokens of a pass with each step padded to its longest row, by the rows' own."""
+        steps = [[self.lengths[row] for row in rows] for rows in self._epoch(0)]
+        return sum(len(step) * max(step) for step in steps) / sum(map(sum, steps))
+
+    @property
     def num_steps(self) -> int:
         if self.train.max_steps is not None:
             return self.train.max_steps
