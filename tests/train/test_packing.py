@@ -145,6 +145,7 @@ def test_steps_that_are_hardly_padded_are_not_packed(tmp_path, changes, packed):
     training = Training(student, tokenizer, many, [], SFT, train, None)
     assert training.parts.packed is packed
     assert (training.plan.padding > 1.15) is ("order" in changes)
+    assert training.parts.max_tokens == 2048, "memory is bounded however rows are computed"
 
 
 def test_parts_hold_the_same_rows_however_they_are_cut():

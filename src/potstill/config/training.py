@@ -169,7 +169,7 @@ class TrainConfig(Section):
 
     micro_batch_tokens: int | None = Field(None, ge=8)
     """Tokens computed at once, padding included; a longer record is computed alone. By default
-    2,048 where records are packed (8,192 on a GPU), else no limit."""
+    2,048 where records can be packed (8,192 on a GPU), else no limit."""
 
     packing: Literal["auto"] | bool = "auto"
     """Compute records one behind the other without padding, none of which sees another; `auto`

@@ -18,7 +18,8 @@ from potstill.models.longrope import rope_switch
 from potstill.models.packed import attend_by_document, packing_error
 
 PACKED_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Packed tokens computed at once by default: enough to keep matrix products busy."""
+"""Tokens computed at once by default where rows can be packed: enough to keep matrix products
+busy, and a bound for memory."""
 
 TOLERANCE = 0.05
 """Largest difference between a document in a packed row and alone, as a share of its size. In
@@ -105,24 +106,22 @@ def choose_parts(
     Raises:
         TrainError: If `train.packing: true` and the family, or the loss, cannot.
     """
-    packed = train.packing is not False
-    is_cpu = next(model.parameters()).device.type == "cpu"
-    if train.packing == "auto" and is_cpu and padding <= LITTLE_PADDING:
-        log.info("train: rows are padded, which makes the tokens only %.2f times as many", padding)
-        packed = False
-    reason = _why_not_packed(model, rows, takes_packed) if packed else None
+    device = next(model.parameters()).device.type
+    reason = None if train.packing is False else _why_not_packed(model, rows, takes_packed)
     if reason and train.packing is True:
         raise TrainError(f"train.packing: true, but {reason}; set train.packing: auto")
-    if reason:
-        log.info("train: rows are padded, because %s", reason)
-        packed = False
-    tokens = train.micro_batch_tokens
+    can = train.packing is not False and reason is None
+    if can and train.packing == "auto" and device == "cpu" and padding <= LITTLE_PADDING:
+        reason = f"that makes the tokens only {padding:.2f} times as many"
+    packed, tokens = can and reason is None, train.micro_batch_tokens
+    # A size in records is a promise about memory too; then it alone decides.
+    if can and tokens is None and train.micro_batch_size is None:
+        tokens = PACKED_TOKENS.get(device, 2048)
     if packed:
         attend_by_document(model)
-        # A size in records is a promise about memory too; then it alone decides.
-        if tokens is None and train.micro_batch_size is None:
-            tokens = PACKED_TOKENS.get(next(model.parameters()).device.type, 2048)
         log.info("train: rows are packed, %s", f"{tokens:,} tokens at once" if tokens else "whole")
+    elif reason:
+        log.info("train: rows are padded, because %s", reason)
     return Parts(packed, pad_id, train.micro_batch_size, tokens, rope_switch(model.config))
 
 
