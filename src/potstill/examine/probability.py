@@ -6,7 +6,7 @@ there are none, the metric has no value and says so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,60 +31,55 @@ def answer_confidence(logprobs: Logprobs | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Perplexity:
-    """exp of the mean negative log-probability of the known answers' tokens."""
+class LikelihoodMetric:
+    """A ratio of two sums over the tokens of known answers, on a scale of its own."""
 
-    name: str = "perplexity"
+    name: str
+    needs: str
+    signature: str
+    top: str
+    """Fields of `Sample.likelihood`: what is added up, and what it is divided by."""
+
+    bottom: str
+    scale: Callable[[np.ndarray], np.ndarray]
     unit: str = ""
     higher_is_better: bool = False
-    needs: str = "the model's probabilities of known answers"
-    signature: str = (
+
+    def rows(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Columns are both sums' terms."""
+        return _likelihood_rows(samples, self.top, self.bottom)
+
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        return self.scale(_ratio(sums))
+
+
+perplexity = LikelihoodMetric(
+    name="perplexity",
+    needs="the model's probabilities of known answers",
+    signature=(
         "exp(nats per token of the first reference, end token included); tokens are the model's "
         "own, so only models with one tokenizer can be compared"
-    )
-
-    def rows(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Columns are nats and tokens."""
-        return _likelihood_rows(samples, "nats", "num_tokens")
-
-    def value(self, sums: np.ndarray) -> np.ndarray:
-        return np.exp(_ratio(sums))
-
-
-@dataclass(frozen=True)
-class BitsPerByte:
-    """Bits that the known answers take under the model, a byte of their UTF-8."""
-
-    name: str = "bits_per_byte"
-    unit: str = ""
-    higher_is_better: bool = False
-    needs: str = "the model's probabilities of known answers"
-    signature: str = "bits of the first reference and its end / its bytes in UTF-8"
-
-    def rows(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Columns are nats and bytes."""
-        return _likelihood_rows(samples, "nats", "num_bytes")
-
-    def value(self, sums: np.ndarray) -> np.ndarray:
-        return _ratio(sums) / np.log(2)
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Mean KL(teacher || model) at the tokens of the known answers, in nats."""
-
-    name: str = "divergence"
-    unit: str = ""
-    higher_is_better: bool = False
-    needs: str = "teacher and model as weights on this machine, with one tokenizer"
-    signature: str = "KL(teacher || model) in nats a token of the first reference, temperature 1"
-
-    def rows(self, samples: Sequence[Sample]) -> np.ndarray:
-        """Columns are nats and tokens."""
-        return _likelihood_rows(samples, "divergence_nats", "num_tokens")
-
-    def value(self, sums: np.ndarray) -> np.ndarray:
-        return _ratio(sums)
+    ),
+    top="nats",
+    bottom="num_tokens",
+    scale=np.exp,
+)
+bits_per_byte = LikelihoodMetric(
+    name="bits_per_byte",
+    needs="the model's probabilities of known answers",
+    signature="bits of the first reference and its end / its bytes in UTF-8",
+    top="nats",
+    bottom="num_bytes",
+    scale=lambda nats: nats / np.log(2),
+)
+divergence = LikelihoodMetric(
+    name="divergence",
+    needs="teacher and model as weights on this machine, with one tokenizer",
+    signature="KL(teacher || model) in nats a token of the first reference, temperature 1",
+    top="divergence_nats",
+    bottom="num_tokens",
+    scale=np.asarray,
+)
 
 
 @dataclass(frozen=True)
