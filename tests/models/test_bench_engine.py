@@ -3,22 +3,17 @@
 import pytest
 
 from potstill.config import LoadConfig
-from potstill.models.catalog import find_model
 
 pytest.importorskip("xllamacpp")
 
 
 @pytest.mark.slow
-def test_a_real_engine_has_all_figures(tmp_path):
+def test_a_real_engine_has_all_figures(smollm2):
     from potstill.library import bench
     from potstill.types import Sampling
 
-    try:
-        file = find_model("smollm2-135m").source
-    except ImportError:
-        pytest.skip("the package with the weights is not installed")
     load = LoadConfig(concurrency=(1, 2), num_requests=10, e2e_seconds=600)
-    found = bench(file, sampling=Sampling(max_new_tokens=12), num_calls=8, load=load)
+    found = bench(smollm2.source, sampling=Sampling(max_new_tokens=12), num_calls=8, load=load)
     metrics = found.metrics
     assert found.setting["engine"] == "llama.cpp" and found.setting["answer_tokens"]["most"] <= 12
     assert 0 < metrics["tpot"].value < metrics["ttft"].value < metrics["latency"].value < 600

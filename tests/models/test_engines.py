@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from potstill.errors import TeacherError
-from potstill.models.catalog import find_model
 from potstill.models.endpoint import EndpointModel
 from potstill.models.engines import GgufModel
 from potstill.models.logprobs import logprob_arrays
@@ -21,11 +20,8 @@ ASK = Record(id="a", messages=(Message(role="user", content="Name three colours.
 
 
 @pytest.fixture
-def gguf():
-    try:
-        return find_model("smollm2-135m").source
-    except ImportError:
-        pytest.skip("the package with the weights is not installed")
+def gguf(smollm2):
+    return smollm2.source
 
 
 @pytest.mark.slow

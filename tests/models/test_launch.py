@@ -271,15 +271,12 @@ def test_the_pages_example_is_valid_and_survives_being_written():
 
 
 @pytest.mark.slow
-def test_the_wheels_server_is_launched_for_real_weights():
+def test_the_wheels_server_is_launched_for_real_weights(smollm2):
     pytest.importorskip("xllamacpp")
-    config = TeacherConfig(launch="llama-server", model="smollm2-135m")
+    config = TeacherConfig(launch="llama-server", model=smollm2.name)
 
     async def main():
-        try:
-            model = open_chat_model(config)
-        except MissingExtra:
-            pytest.skip("the package with the weights is not installed")
+        model = open_chat_model(config)
         try:
             await model.dry_call()
             return await model.respond(ASK, Sampling(max_new_tokens=8))

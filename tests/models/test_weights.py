@@ -59,18 +59,14 @@ def test_an_endpoint_has_no_weights():
 
 
 @pytest.mark.slow
-def test_a_gguf_file_is_converted_once(tmp_path):
+def test_a_gguf_file_is_converted_once(smollm2):
     pytest.importorskip("gguf")
-    try:
-        ref = find_model("smollm2-135m")
-    except ImportError:
-        pytest.skip("the package with the weights is not installed")
-    model, tokenizer = load_weights(ref)
+    model, tokenizer = load_weights(smollm2)
     assert model.dtype == torch.float32
     assert tokenizer.chat_template
-    folder = cached_folder(ref)
+    folder = cached_folder(smollm2)
     before = (folder / "config.json").stat().st_mtime_ns
-    again, _ = load_weights(ref)
+    again, _ = load_weights(smollm2)
     assert (folder / "config.json").stat().st_mtime_ns == before
     for left, right in zip(model.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0)

