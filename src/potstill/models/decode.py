@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from potstill.models.logprobs import FLOOR, Capture
 from potstill.models.longrope import rope_switch
@@ -28,6 +29,9 @@ from potstill.types import Sampling
 
 _NUCLEUS = 1024
 """Tokens sorted at first for nucleus sampling; the whole vocabulary where they are too few."""
+
+_WORTH_SHARING = 256
+"""Tokens of prompts that need not be computed, from which a pass for the common ones pays."""
 
 
 class Position(NamedTuple):
@@ -120,17 +124,8 @@ def _decode_together(
     capture: Capture | None,
 ) -> None:
     """Extends rows until each is finished, unwanted, or has more than `longest` tokens."""
-    device = model.device
     known = [[*row.prompt, *row.ids] for row in alive]
-    width = max(map(len, known))
-    ids_BT = torch.full((len(known), width), pad_id, dtype=torch.long)
-    mask_BT = torch.zeros((len(known), width), dtype=torch.long)
-    for index, ids in enumerate(known):
-        ids_BT[index, width - len(ids) :] = torch.tensor(ids)
-        mask_BT[index, width - len(ids) :] = 1
-    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
-    position_BT = (mask_BT.cumsum(-1) - 1).clamp_min(0)
-    cache = DynamicCache(config=model.config)
+    cache, ids_BT, mask_BT, position_BT = _first_input(model, known, pad_id)
     while True:
         output = model(
             input_ids=ids_BT,
@@ -149,14 +144,59 @@ def _decode_together(
         keep = [index for index, row in enumerate(alive) if _goes_on(row, longest)]
         if not keep:
             return
-        ids_BT = torch.tensor([[next_ids[index]] for index in keep], device=device)
+        ids_BT = torch.tensor([[next_ids[index]] for index in keep], device=mask_BT.device)
         position_BT = position_BT[:, -1:] + 1
         if len(keep) < len(alive):
-            chosen = torch.tensor(keep, device=device)
+            chosen = torch.tensor(keep, device=mask_BT.device)
             cache.batch_select_indices(chosen)
             mask_BT, position_BT = mask_BT[chosen], position_BT[chosen]
             alive = [alive[index] for index in keep]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones((len(alive), 1))], dim=-1)
+
+
+def _first_input(
+    model: Any, known: Sequence[Sequence[int]], pad_id: int
+) -> tuple[DynamicCache, Tensor, Tensor, Tensor]:
+    """Cache, token ids, attention mask [B, T] and positions to begin with, padded on the left.
+
+    Where all rows begin alike, with instructions or examples, the cache holds that part, which
+    is computed once; ids and positions are then those of the last places only.
+    """
+    device, width = model.device, max(map(len, known))
+    ids_BT = torch.full((len(known), width), pad_id, dtype=torch.long)
+    mask_BT = torch.zeros((len(known), width), dtype=torch.long)
+    for index, ids in enumerate(known):
+        ids_BT[index, width - len(ids) :] = torch.tensor(ids)
+        mask_BT[index, width - len(ids) :] = 1
+    ids_BT, mask_BT = ids_BT.to(device), mask_BT.to(device)
+    position_BT = (mask_BT.cumsum(-1) - 1).clamp_min(0)
+    cache = DynamicCache(config=model.config)
+    shared = _common_start(known)
+    if (len(known) - 1) * shared >= _WORTH_SHARING and _can_share(model, cache):
+        start_1P = torch.tensor([known[0][:shared]], device=device)
+        model(input_ids=start_1P, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        # A row that is shorter than the longest has places before its first token, and so many
+        # fewer of the common ones in the cache: the last places hold the others once more.
+        place_BP = position_BT[:, :shared]
+        for layer in cache.layers:
+            layer.keys = layer.keys[0][:, place_BP].movedim(0, 1)
+            layer.values = layer.values[0][:, place_BP].movedim(0, 1)
+        ids_BT, position_BT = ids_BT[:, shared:], position_BT[:, shared:]
+    return cache, ids_BT, mask_BT, position_BT
+
+
+def _common_start(known: Sequence[Sequence[int]]) -> int:
+    """With how many tokens all rows begin alike, the last token of the longest left out."""
+    first, last = min(known), max(known)
+    pairs = enumerate(zip(first, last, strict=False))
+    alike = next((place for place, (a, b) in pairs if a != b), min(len(first), len(last)))
+    return min(alike, max(map(len, known)) - 1)
+
+
+def _can_share(model: Any, cache: DynamicCache) -> bool:
+    """Whether a cached token is its key and value in each layer, whatever comes after it."""
+    plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+    return bool(cache.layers) and plain and rope_switch(model.config) is None
 
 
 def _extend(
