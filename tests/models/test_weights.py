@@ -59,9 +59,17 @@ def test_an_endpoint_has_no_weights():
 
 
 @pytest.mark.slow
-def test_a_gguf_file_is_converted_once(smollm2):
-    pytest.importorskip("gguf")
+def test_a_gguf_file_is_read_and_converted_once(smollm2, monkeypatch, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.setenv("POTSTILL_HOME", str(tmp_path))
+    reader, reads = gguf.GGUFReader, []
+    read = reader.__init__
+    monkeypatch.setattr(
+        reader, "__init__", lambda self, *given: reads.append(given) or read(self, *given)
+    )
     model, tokenizer = load_weights(smollm2)
+    assert len(reads) == 1, "the header takes seconds to parse"
+    assert gguf.GGUFReader is reader
     assert model.dtype == torch.float32
     assert tokenizer.chat_template
     folder = cached_folder(smollm2)
