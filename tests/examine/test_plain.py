@@ -88,3 +88,21 @@ def test_nothing_to_learn_from_is_an_error(tmp_path):
             plain_rivals(gold=[], taught=[], test=records(4), task=Topics(),
                          samples_path=lambda role: tmp_path / role)
         )  # fmt: skip
+
+
+def test_a_field_that_never_changes_needs_no_words_to_learn_from():
+    def fields(text):
+        return dict(zip(("intent", "urgency"), text.split(" | "), strict=True))
+
+    def model(tickets):
+        return tfidf(["!", "?"], tickets, fields=fields, join=lambda f: " | ".join(f.values()))
+
+    assert model(["refund | low", "refund | low"])._answer("...") == "refund | low"
+    words = ["money now", "parcel now"] * 3
+    some = tfidf(
+        words,
+        ["refund | low", "track | low"] * 3,
+        fields=fields,
+        join=lambda f: " | ".join(f.values()),
+    )
+    assert some._answer("parcel") == "track | low"

@@ -7,6 +7,7 @@ written beside the number. File pages that the kernel maps in count as resident.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -104,7 +105,7 @@ def memory_of(
     from potstill.models.weights import resolve_dtype
 
     dtype = str(resolve_dtype(dtype)).removeprefix("torch.")
-    empty = _told(["-c", _EMPTY], "an empty interpreter")["peak"]
+    empty = _empty_peak(_EMPTY, "an empty interpreter")
     settings = (prompt, str(max_new_tokens), str(num_threads), dtype)
     told = _told(["-c", _LOADED, str(model_dir), *settings], str(model_dir))
     note = f"{empty / 1e6:.0f} MB of the empty interpreter are subtracted; weights in {dtype}"
@@ -142,7 +143,7 @@ def memory_of_engine(
     }
     if peak_bytes is None:
         return found
-    empty = _told(["-c", _EMPTY_ENGINE], "an empty engine")["peak"]
+    empty = _empty_peak(_EMPTY_ENGINE, "an empty engine")
     note = f"{empty / 1e6:.0f} MB of an interpreter with the engine imported are subtracted"
     if "context" in setting:
         ready = setting["context"] * setting.get("batch", 1)
@@ -174,6 +175,12 @@ def _bytes(value: float, signature: str, note: str) -> Estimate:
         higher_is_better=False,
         note=note,
     )
+
+
+@functools.cache
+def _empty_peak(program: str, what: str) -> int:
+    """Measured once for all models of a comparison: the same is subtracted from each."""
+    return _told(["-c", program], what)["peak"]
 
 
 def _told(arguments: Sequence[str], what: str) -> dict[str, int]:

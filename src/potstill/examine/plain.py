@@ -105,14 +105,11 @@ def tfidf(
     read = [(prompt, fields(answer)) for prompt, answer in zip(prompts, answers, strict=True)]
     rows = [(prompt, values) for prompt, values in read if values is not None]
     _need(rows)
-    names = list(rows[0][1])
-    asked = [prompt for prompt, _ in rows]
-    parts = {name: _classifier(asked, [str(values[name]) for _, values in rows]) for name in names}
-
-    def answer(prompt: str) -> str:
-        return join({name: part(prompt) for name, part in parts.items()})
-
-    return PlainModel("tfidf, one classifier a field", answer, fingerprint)
+    columns = {name: [str(values[name]) for _, values in rows] for name in rows[0][1]}
+    parts = _classifiers([prompt for prompt, _ in rows], columns)
+    return PlainModel(
+        "tfidf, one classifier a field", lambda prompt: join(parts(prompt)), fingerprint
+    )
 
 
 def _need(rows: Sequence[Any]) -> None:
@@ -121,13 +118,19 @@ def _need(rows: Sequence[Any]) -> None:
 
 
 def _classifier(prompts: Sequence[str], answers: Sequence[str]) -> Callable[[str], str]:
-    if len(set(answers)) == 1:
-        only = answers[0]
-        return lambda _: only
+    parts = _classifiers(prompts, {"": answers})
+    return lambda prompt: parts(prompt)[""]
+
+
+def _classifiers(
+    prompts: Sequence[str], columns: Mapping[str, Sequence[str]]
+) -> Callable[[str], dict[str, str]]:
+    """One classifier for each column, all on the same features: a prompt to its classes."""
+    known = {name: classes[0] for name, classes in columns.items() if len(set(classes)) == 1}
+    if len(known) == len(columns):
+        return lambda _: dict(known)
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.pipeline import make_pipeline, make_union
+    from sklearn.pipeline import make_union
 
     # Our words, since scikit-learn's token pattern breaks Hindi at its vowel signs.
     by_word = TfidfVectorizer(
@@ -140,16 +143,32 @@ def _classifier(prompts: Sequence[str], answers: Sequence[str]) -> Callable[[str
     by_character = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=MAX_FEATURES
     )
-    if len(set(answers)) <= MAX_CLASSES:
+    features = make_union(by_word, by_character)
+    matrix = features.fit_transform(list(prompts))
+    learners = {
+        name: _learner(matrix, classes) for name, classes in columns.items() if name not in known
+    }
+
+    def answer(prompt: str) -> dict[str, str]:
+        row = features.transform([prompt])
+        found = {name: str(learner.predict(row)[0]) for name, learner in learners.items()}
+        return {name: (known | found)[name] for name in columns}
+
+    return answer
+
+
+def _learner(matrix: Any, classes: Sequence[str]) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    if len(set(classes)) <= MAX_CLASSES:
         learner = LogisticRegression(C=C, max_iter=1000)
     else:
         learner = KNeighborsClassifier(n_neighbors=1, metric="cosine")
-    model = make_pipeline(make_union(by_word, by_character), learner)
     with warnings.catch_warnings():
         # That there are many classes for so few rows is known: it is why MAX_CLASSES is there.
         warnings.filterwarnings("ignore", message="The number of unique classes")
-        model.fit(list(prompts), list(answers))
-    return lambda prompt: str(model.predict([prompt])[0])
+        return learner.fit(matrix, list(classes))
 
 
 async def plain_rivals(
