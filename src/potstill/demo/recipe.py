@@ -28,7 +28,7 @@ class Recipe:
 FULL = Recipe(
     sizes={"num_gold": 480, "num_few": 48, "num_pool": 540, "num_validation": 32, "num_test": 300},
     teacher_steps=40,
-    student_steps=140,
+    student_steps=120,
 )
 FAST = Recipe(
     sizes={"num_gold": 128, "num_few": 16, "num_pool": 48, "num_validation": 8, "num_test": 40},
