@@ -294,6 +294,7 @@ def test_a_failing_index_ends_the_run_and_loses_no_answer(tmp_path):
         with Ledger(tmp_path) as ledger:
             ledger.begin("train")
             await ledger.put(OUTCOMES[0], 0)
+            await ledger.flush()
             with sqlite3.connect(LedgerDir(tmp_path).index) as db:
                 db.execute("DROP TABLE wanted")
             await ledger.put(OUTCOMES[1], 1)

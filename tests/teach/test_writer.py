@@ -17,6 +17,12 @@ class Disk:
         self.groups, self.fails_at, self.num_writes = [], fails_at, 0
         self.is_open = threading.Event()
         self.is_open.set()
+        self.followed = threading.Event()
+        self.followed.set()
+
+    def follow(self, items):
+        self.followed.wait()
+        return ""
 
     def write(self, items):
         self.is_open.wait()
@@ -38,7 +44,7 @@ def want(number):
 def test_all_is_written_in_order_and_many_together():
     disk = Disk()
     disk.is_open.clear()
-    writer = Writer(disk.write)
+    writer = Writer(disk.write, disk.follow)
     writer.start()
     for n in range(1000):
         writer.add(Item(None, want=want(n)))
@@ -52,7 +58,7 @@ def test_all_is_written_in_order_and_many_together():
 def test_whoever_waits_is_told_once_it_is_written():
     async def main():
         disk = Disk()
-        writer = Writer(disk.write)
+        writer = Writer(disk.write, disk.follow)
         writer.start()
         for n in range(20):
             future = asyncio.get_running_loop().create_future()
@@ -64,12 +70,30 @@ def test_whoever_waits_is_told_once_it_is_written():
     asyncio.run(main())
 
 
+def test_an_outcome_does_not_wait_for_what_follows_and_a_flush_does():
+    async def main():
+        disk = Disk()
+        disk.followed.clear()
+        writer = Writer(disk.write, disk.follow)
+        writer.start()
+        outcome, flushed = (asyncio.get_running_loop().create_future() for _ in range(2))
+        writer.add(Item(outcome, want=want(0)))
+        writer.add(Item(flushed), at_once=True)
+        await asyncio.wait_for(outcome, 5)
+        assert disk.records == [0] and not flushed.done()
+        disk.followed.set()
+        await asyncio.wait_for(flushed, 5)
+        writer.finish()
+
+    asyncio.run(main())
+
+
 def test_a_crowd_that_comes_while_it_writes_is_not_forgotten():
     """Nothing else is handed over later that might wake it up."""
 
     async def main():
         disk = Disk()
-        writer = Writer(disk.write)
+        writer = Writer(disk.write, disk.follow)
         writer.start()
         loop = asyncio.get_running_loop()
         for crowd in (1, MOST_TOGETHER, 3 * MOST_TOGETHER, 2):
@@ -87,7 +111,7 @@ def test_a_crowd_that_comes_while_it_writes_is_not_forgotten():
 def test_after_a_failure_nothing_is_written_and_all_are_told():
     async def main():
         disk = Disk(fails_at=1)
-        writer = Writer(disk.write)
+        writer = Writer(disk.write, disk.follow)
         writer.start()
         futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
         writer.add(Item(futures[0], want=want(0)), at_once=True)
@@ -104,7 +128,7 @@ def test_after_a_failure_nothing_is_written_and_all_are_told():
 
 def test_one_who_has_given_up_keeps_nobody_else_waiting():
     async def main():
-        writer = Writer(Disk().write)
+        writer = Writer(Disk().write, Disk().follow)
         writer.start()
         futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
         futures[0].cancel()

@@ -68,7 +68,7 @@ class Ledger:
         self._wanted: list[Sequence[Want]] = []
         self._cost = 0.0
         self._indexed_at = 0.0
-        self._writer = Writer(self._write)
+        self._writer = Writer(self._write, self._follow)
 
     def __enter__(self) -> Ledger:
         with contextlib.ExitStack() as stack:
@@ -310,24 +310,37 @@ class Ledger:
     # Writing, in the writer's thread
 
     def _write(self, items: Sequence[Item]) -> str:
-        """Puts items on the disk, all or none; returns why it could not."""
+        """Puts outcomes on the disk, all or none; returns why it could not."""
         lines = [item.line for item in items if item.want]
         wants = [item.want for item in items if item.want]
-        try:
+        with self._told() as failure:
             spans = self._segments.append(lines) if lines else []
             self._unindexed += [
                 (want.key, want.state, span) for want, span in zip(wants, spans, strict=True)
             ]
             self._wanted += [some for some in (wants, *(item.wants for item in items)) if some]
             self._cost += sum(item.cost for item in items)
-            if any(item.want is None and not item.wants for item in items) or self._is_due():
+        return "".join(failure)
+
+    def _follow(self, items: Sequence[Item]) -> str:
+        """Lets the index follow where somebody waits for it, or it is time; why it could not."""
+        is_waited_for = any(item.want is None and not item.wants for item in items)
+        with self._told() as failure:
+            if is_waited_for or self._is_due():
                 self._save_index()
+        return "".join(failure)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[list[str]]:
+        """Why nothing can be written any more, as text: in this thread nobody sees an error."""
+        failure: list[str] = []
+        try:
+            yield failure
         except (OSError, sqlite3.Error) as error:
-            return self._unwritable(error)
+            failure.append(self._unwritable(error))
         except Exception as error:
-            # A fault of ours ends the run in the same order; in a thread nobody would see it.
-            return f"{self.path} was not written: {error!r}"
-        return ""
+            # A fault of ours ends the run in the same order.
+            failure.append(f"{self.path} was not written: {error!r}")
 
     def _is_due(self) -> bool:
         """Whether the index must follow now; it notes the size of one segment at a time."""
@@ -346,7 +359,7 @@ class Ledger:
     def _finish(self) -> None:
         self._writer.finish()
         if not self._writer.failure:
-            self._writer.failure = self._write([Item(None)])
+            self._writer.failure = self._follow([Item(None)])
 
     def _unwritable(self, error: Exception) -> str:
         reason = (isinstance(error, OSError) and error.strerror) or error

@@ -45,13 +45,17 @@ class Writer:
 
     Args:
         write: Writes some items, all or none. Returns why it could not; empty where it could.
+        follow: Does what need not be done before outcomes count, and is called after those who
+            wait for them were told; those who wait for everything are told after it.
     """
 
-    def __init__(self, write: Callable[[Sequence[Item]], str]):
+    def __init__(
+        self, write: Callable[[Sequence[Item]], str], follow: Callable[[Sequence[Item]], str]
+    ):
         self.failure = ""
         """Why nothing is written any more; empty while it is."""
 
-        self._write = write
+        self._write, self._follow = write, follow
         # None ends the thread.
         self._items: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._soon = threading.Event()
@@ -91,9 +95,13 @@ class Writer:
             is_last = len(items) < len(found)
             for start in range(0, len(items), MOST_TOGETHER):
                 some = items[start : start + MOST_TOGETHER]
-                if not self.failure:
-                    self.failure = self._write(some)
-                _settle([item.future for item in some if item.future], self.failure)
+                for step, waiting in (
+                    (self._write, [item.future for item in some if item.future and item.want]),
+                    (self._follow, [item.future for item in some if item.future and not item.want]),
+                ):
+                    if not self.failure:
+                        self.failure = step(some)
+                    _settle(waiting, self.failure)
 
 
 def _settle(futures: Sequence[asyncio.Future[None]], failure: str) -> None:
