@@ -7,12 +7,12 @@ written beside the number. File pages that the kernel maps in count as resident.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,9 @@ if torch.cuda.is_available():
     told["gpu_reserved"] = torch.cuda.max_memory_reserved()
 {_PRINT}
 """
+
+_empty_peaks: dict[str, int] = {}
+_measuring_empty = threading.Lock()
 
 
 def own_peak_bytes() -> int:
@@ -177,10 +180,12 @@ def _bytes(value: float, signature: str, note: str) -> Estimate:
     )
 
 
-@functools.cache
 def _empty_peak(program: str, what: str) -> int:
     """Measured once for all models of a comparison: the same is subtracted from each."""
-    return _told(["-c", program], what)["peak"]
+    with _measuring_empty:
+        if program not in _empty_peaks:
+            _empty_peaks[program] = _told(["-c", program], what)["peak"]
+        return _empty_peaks[program]
 
 
 def _told(arguments: Sequence[str], what: str) -> dict[str, int]:

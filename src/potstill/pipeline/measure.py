@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from potstill.examine.memory import memory_of, memory_of_engine, memory_of_processes
 from potstill.examine.speed import Latencies, interleaved_latency
 from potstill.models.catalog import ModelRef
-from potstill.models.machine import is_elsewhere, processor
+from potstill.models.machine import is_elsewhere, num_cores, processor
 from potstill.pipeline.context import Context, wait, weights_key
 from potstill.protocols import ChatModel
 from potstill.types import Estimate, Record, Sampling
@@ -130,21 +131,28 @@ def _memory(
     engines: Mapping[str, int | None],
     settings: Mapping[str, dict[str, Any]],
 ) -> dict[str, dict[str, Estimate]]:
-    """Memory of one model after the other, each in a fresh process or its engine's."""
-    found: dict[str, dict[str, Estimate]] = {}
-    for row in rows:
-        ctx.tell("measure", "progress", f"memory of {row.role}", done=0)
+    """Memory of each model, in a fresh process or its engine's; a process for each core at once.
+
+    All models fit into memory together, or their answers could not have been timed in turns.
+    """
+
+    def of(row: Row) -> dict[str, Estimate]:
         if row.role in engines and row.ref.kind == "gguf" and not row.engine:
             file, peak = Path(row.ref.source), engines[row.role]
-            found[row.role] = memory_of_engine(file, peak, settings[row.role])
-        elif row.role in engines:
-            found[row.role] = {"memory": memory_of_processes(engines[row.role])}
-        elif row.ref.kind == "huggingface":
+            return memory_of_engine(file, peak, settings[row.role])
+        if row.role in engines:
+            return {"memory": memory_of_processes(engines[row.role])}
+        if row.ref.kind == "huggingface":
             from potstill.models.weights import cached_folder
 
             prompt = ctx.task.turns(records[0])[0].messages[-1].content
-            found[row.role] = memory_of(cached_folder(row.ref), prompt)
-    return found
+            return memory_of(cached_folder(row.ref), prompt)
+        return {}
+
+    ctx.tell("measure", "progress", f"memory of {', '.join(row.role for row in rows)}", done=0)
+    with ThreadPoolExecutor(num_cores()) as pool:
+        found = dict(zip((row.role for row in rows), pool.map(of, rows), strict=True))
+    return {role: estimates for role, estimates in found.items() if estimates}
 
 
 def _dumped(found: Mapping[str, Estimate], role: str, measured: str) -> dict[str, Any]:
