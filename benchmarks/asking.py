@@ -1,6 +1,6 @@
 """How fast the teacher is asked, in how much memory, and what resuming costs.
 
-    python benchmarks/asking.py speed logprobs limits memory resume engine
+    python benchmarks/asking.py speed parts logprobs limits memory resume engine
 
 A server on loopback, in a process of its own on the same cores, answers at once. What is compared
 is measured in turns, so all see the same machine. Each part puts its table in the place that
@@ -26,6 +26,7 @@ from typing import Any
 import aiohttp
 from asking_engine import engine
 from asking_memory import CONFIG, QA, memory, records, resuming
+from asking_parts import parts
 from asking_peers import IN_FLIGHT
 from asking_server import BODIES, server
 
@@ -95,30 +96,36 @@ async def ask_through(url: str, ledger: Any, number: int, k: int = 0) -> dict[st
     asker = Asker(teacher, QA, CONFIG, ledger, number, k, lambda state: None)
     places = (Place(n, record, 0) for n, record in enumerate(records(number)))
     with seldom_swept():  # as `generate` does
-        async with lag() as lags:
+        async with lag(asker) as (lags, pauses):
             started = time.perf_counter()
             await asker.ask_all(places)
             seconds = time.perf_counter() - started
     await teacher.close()
     assert asker.tally.answered == number
     lags.sort()
-    return {"per_second": number / seconds, "lag": lags[int(len(lags) * 0.99)]}
+    late = lags[int(len(lags) * 0.99)]
+    return {"per_second": number / seconds, "lag": late, "paused": sum(pauses) / len(pauses)}
 
 
 @contextlib.asynccontextmanager
-async def lag() -> AsyncIterator[list[float]]:
-    """How much later than asked the event loop came back, in seconds, every 5 ms."""
+async def lag(asker: Asker) -> AsyncIterator[tuple[list[float], list[bool]]]:
+    """How much later than asked the event loop came back, in seconds, every 5 ms.
+
+    And whether asking was paused at that moment, since too many answers are not kept yet.
+    """
     lags: list[float] = []
+    pauses: list[bool] = []
 
     async def watch() -> None:
         while True:
             before = time.perf_counter()
             await asyncio.sleep(0.005)
             lags.append(time.perf_counter() - before - 0.005)
+            pauses.append(asker._unsaved.locked())
 
     task = asyncio.create_task(watch())
     try:
-        yield lags
+        yield lags, pauses
     finally:
         task.cancel()
 
@@ -257,9 +264,9 @@ def heading(part: str, options: argparse.Namespace) -> list[str]:
 def given(part: str, options: argparse.Namespace) -> list[str]:
     """The options that change what a part measures."""
     words: list[str] = []
-    if part in ("speed", "logprobs", "resume", "engine"):
+    if part in ("speed", "parts", "logprobs", "resume", "engine"):
         words += ["--rounds", str(options.rounds)]
-    if part in ("speed", "logprobs"):
+    if part in ("speed", "parts", "logprobs"):
         words += ["--requests", str(options.requests)]
     if part in ("memory", "resume"):
         words += ["--rows", *(str(rows) for rows in options.rows)]
@@ -279,6 +286,7 @@ def put(page: Path, part: str, text: str) -> None:
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[str]]] = {
     "speed": speed,
+    "parts": lambda options: parts(options, ask_through, Nowhere),
     "logprobs": logprobs,
     "limits": limits,
     "memory": memory,
