@@ -12,7 +12,7 @@ from potstill.config import dump_config, parse_config
 from potstill.examine.answering import Question, make_sample
 from potstill.rundir import RunDir, write_jsonl, write_text
 from potstill.tasks import get_task
-from potstill.types import Evaluation, Message, Record, Response
+from potstill.types import Evaluation, Message, Record, Report, Response
 
 NUM = 24
 
@@ -79,6 +79,23 @@ def test_two_runs_are_compared_on_the_answers_that_they_kept(make_run, capsys):
     assert run("compare", "new:teacher", "old") == 0
     printed = capsys.readouterr().out
     assert "new:teacher is better than old" in printed and "below 50" in printed
+
+
+def test_a_comparison_is_a_page_with_the_answers_side_by_side(make_run, tmp_path, capsys):
+    make_run("old", distilled=lambda i: i % 3 == 0)
+    make_run("new", distilled=lambda i: i % 3 != 0)
+    assert run("compare", "new", "old") == 0
+    reports = next((tmp_path / "runs" / "comparisons").iterdir()) / "reports"
+    assert "reports/report.html" in capsys.readouterr().err
+    page, text = (reports / "report.html").read_text(), (reports / "report.md").read_text()
+    assert "new against old" in page and "Which of new and old is better" in page
+    assert "Where new is wrong and another is right" in page and "Where only new is right" in page
+    assert page.count("I do not know about 3 at all") == 1
+    assert "Where new is wrong and another is right (8)" in text
+    report = Report.model_validate_json((reports / "report.json").read_text())
+    assert list(report.models) == ["new", "old"]
+    assert (report.num_regressions, report.num_wins) == (8, 16)
+    assert any("24" in limit for limit in report.limits)
 
 
 def test_two_runs_that_were_asked_different_things_are_refused(make_run, capsys):

@@ -16,7 +16,8 @@ from potstill.errors import ConfigError
 from potstill.rundir import write_text
 
 if TYPE_CHECKING:
-    from potstill.library.versus import Arena, Versus
+    from potstill.library.versus import Arena
+    from potstill.library.versus_report import Versus
 
 _OVERRIDE = re.compile(r"[a-z_]+(\.\w+)*=")
 HELP = f"""{STAGE_HELP["compare"]} Or compare any two models.
@@ -86,10 +87,12 @@ def compare(
         asked = {"source": judge, "criteria": criteria, "num_rows": rows}
         judging = JudgeConfig.model_validate(asked) if judge else None
         found = versus(arena, a, b, judge=judging, votes=votes or ())
+    page = _write_report(folder, found)
     if json:
         console.print_json(found.model_dump(mode="json"))
     else:
         _print(found)
+        console.print_next([f"open {page}"])
 
 
 def _refuse_options(options: dict[str, Any]) -> None:
@@ -137,6 +140,21 @@ def _write_page(arena: Arena, a: str, b: str, rows: int | None, json: bool) -> N
         return
     console.print_line(f"{page}: {num_asked:,} pairs, {len(pairs) - num_asked:,} need no vote")
     console.print_next([f"open {page}", f"potstill compare {a} {b} --votes FILE"])
+
+
+def _write_report(folder: Path, found: Versus) -> Path:
+    """Writes report.json, report.md and report.html; returns the last."""
+    from potstill.examine.report_html import render_html
+    from potstill.examine.report_markdown import render_markdown
+    from potstill.library.versus_report import versus_report
+    from potstill.rundir import RunDir
+
+    run, report = RunDir(folder), versus_report(found)
+    run.reports.mkdir(parents=True, exist_ok=True)
+    write_text(run.report_json, report.model_dump_json(indent=1) + "\n")
+    write_text(run.report_markdown, render_markdown(report))
+    write_text(run.report_html, render_html(report, student=found.a))
+    return run.report_html
 
 
 def _print(found: Versus) -> None:

@@ -75,6 +75,7 @@ def render_html(
             `train/loss_nats`.
         student: The role that the report is about.
     """
+    name = safe(role_text(student))
     sections = [
         ("Models", models_table(report, student)),
         ("What the student keeps of the teacher", _retention(report)),
@@ -83,8 +84,8 @@ def render_html(
         ("Is it better?", comparisons_table(report) if report.comparisons else ""),
         ("What the judge prefers", html_section(report)),
         ("Gates", _gates(report)),
-        ("Where the student is wrong and another is right", _cases(report, report.regressions)),
-        ("Where only the student is right", _wins(report)),
+        (f"Where {name} is wrong and another is right", _cases(report, report.regressions)),
+        (f"Where only {name} is right", _wins(report)),
         ("By answer", _classes(report, student)),
         ("By part of the test set", _slices(report, student)),
         (TITLE, _list([safe(line) for line in inherited_lines(report, student)])),

@@ -37,6 +37,11 @@ def render_markdown(report: Report) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def student_of(report: Report) -> str:
+    """The row that a report is about: the distilled student, or of two models the first."""
+    return "distilled" if "distilled" in report.models else next(iter(report.models))
+
+
 def metric_names(report: Report) -> list[str]:
     """All metrics of a report in the order of its table: primary first, speed last."""
     names = dict.fromkeys([report.primary_metric])
@@ -226,9 +231,8 @@ def _regressions(report: Report) -> str:
             f"{_safe(role_text(role))}: {_cut(text)}" for role, text in row["answers"].items()
         )
         lines.append(f"{_safe(row['record_id'])}, right is {_cut(row['reference'])}; {answers}")
-    title = (
-        f"Where the distilled student is wrong and another is right ({report.num_regressions:,})"
-    )
+    student = role_text(student_of(report))
+    title = f"Where {_safe(student)} is wrong and another is right ({report.num_regressions:,})"
     return _list(title, lines)
 
 

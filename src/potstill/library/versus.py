@@ -22,6 +22,7 @@ from potstill.examine.report_judge import preference_sentence, preferences_of
 from potstill.examine.report_verdict import metric_text
 from potstill.examine.run import named_metrics
 from potstill.library.inputs import opened_model, screen_of, wait
+from potstill.library.versus_report import Versus
 from potstill.models.catalog import find_model
 from potstill.models.private import PrivateModel
 from potstill.pipeline.context import weights_key
@@ -29,34 +30,9 @@ from potstill.pipeline.judge import Bench
 from potstill.protocols import ChatModel, Task
 from potstill.rundir import RunDir, read_jsonl
 from potstill.tasks import get_task
-from potstill.types import Comparison, Estimate, Evaluation, Noun, Record, Sample, Sampling
+from potstill.types import Comparison, Estimate, Evaluation, Record, Sample, Sampling
 
 STUDENT = "distilled"
-
-
-class Versus(Noun):
-    """Two models side by side: a minus b."""
-
-    a: str
-    b: str
-    task: str
-    n: int
-    """Answers that both gave."""
-
-    metrics: dict[str, dict[str, Estimate]]
-    """Model -> metric."""
-
-    comparisons: tuple[Comparison, ...]
-    num_only_a: int = 0
-    num_only_b: int = 0
-    """Answers that only one of the two has right."""
-
-    judge: dict[str, Any] = {}
-    people: dict[str, Any] = {}
-    """What was preferred, as a report's `judge`."""
-
-    notes: tuple[str, ...] = ()
-    verdict: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,7 +209,7 @@ def versus(
     comparisons = compare_all(
         [(one.label, other.label)], metrics, samples, margin=margin, seed=seed
     )
-    _, _, num_only_b, num_only_a = regressions_and_wins(
+    only_b, only_a, num_only_b, num_only_a = regressions_and_wins(
         samples, student=one.label, others=[other.label]
     )
     pairs = pairs_of(*both)
@@ -251,6 +227,8 @@ def versus(
         comparisons=comparisons,
         num_only_a=num_only_a,
         num_only_b=num_only_b,
+        only_a=tuple(only_a),
+        only_b=tuple(only_b),
         judge={name: value for name, value in judged.items() if name != "ballots"},
         people=people,
         notes=tuple(_notes(one, other, num_stale)),
