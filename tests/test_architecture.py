@@ -128,6 +128,14 @@ def test_nothing_is_pickled(path):
     }
 
 
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_only_serve_knows_a_web_framework(path):
+    if own_part(path) == "serve":
+        return
+    frameworks = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+    assert not frameworks & {name.split(".")[0] for name in imports_of(path)}
+
+
 def test_only_rundir_spells_the_names_inside_a_run_folder():
     names = (
         "accepted.jsonl",

@@ -52,13 +52,20 @@ class StreamingModel(ChatModel, Protocol):
     """A chat model that tells when its tokens come, so that the first one can be timed."""
 
     async def stream(
-        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
     ) -> Response:
         """As `respond`, in one attempt and without waiting for anybody's limits.
 
         Args:
             on_token: Called as text of the model arrives, from any thread: once a token, or once
                 for several where they arrive together.
+            on_text: Called with the text of the answer, piece by piece, from any thread. The
+                pieces are the beginning of `Response.text`; whatever is missing comes with it.
         """
         ...
 

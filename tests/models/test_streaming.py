@@ -1,6 +1,7 @@
 """An answer that comes piece by piece is the same answer, and says when its first piece came."""
 
 import asyncio
+import json
 import struct
 import time
 from socket import SO_LINGER, SOL_SOCKET
@@ -230,3 +231,25 @@ def test_lines_that_are_no_events_are_passed_over():
                  b"data: [DONE]"):  # fmt: skip
         lines.add(line)
     assert came == [1] and lines.tree()["choices"][0]["message"]["content"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "lines"),
+    [
+        (OpenAIPieces, [chunk(reasoning_content="Hm"), chunk(content="Ye"), chunk(content="s")]),
+        (
+            AnthropicPieces,
+            [
+                {"type": "content_block_delta", "delta": {"thinking": "Hm"}},
+                {"type": "content_block_delta", "index": 1, "delta": {"text": "Ye"}},
+                {"type": "content_block_delta", "index": 1, "delta": {"text": "s"}},
+            ],
+        ),
+    ],
+)
+def test_the_text_is_told_as_it_comes_and_thoughts_are_not(pieces, lines):
+    told = []
+    stream = Lines(pieces(told.append), lambda: None)
+    for event in lines:
+        stream.add(f"data: {json.dumps(event)}".encode())
+    assert told == ["Ye", "s"]

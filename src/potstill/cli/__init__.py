@@ -9,7 +9,20 @@ from typing import Any
 import typer
 
 from potstill import console
-from potstill.cli import audition, bench, compare, demo, estimate, jobs, look, run, seeds, targets
+from potstill.cli import (
+    audition,
+    bench,
+    chat,
+    compare,
+    demo,
+    estimate,
+    jobs,
+    look,
+    run,
+    seeds,
+    serve,
+    targets,
+)
 from potstill.cli.options import ended
 
 app = typer.Typer(
@@ -30,6 +43,8 @@ jobs.add_to(app)
 look.add_to(app)
 seeds.add_to(app)
 targets.add_to(app)
+serve.add_to(app)
+chat.add_to(app)
 
 
 # typer brings its own click, so its exceptions are reached through the ones it exports.

@@ -80,7 +80,7 @@ def bench(
     load = _load(concurrency, {**objective, **paces})
     with console.Watch(quiet=json) as watch:
         found = measure(
-            _place(model, name, key, launch),
+            place_of(model, name, key, launch),
             data or (),
             task=task,
             sampling=Sampling(max_new_tokens=max_new_tokens),
@@ -99,7 +99,8 @@ def bench(
         _show(found)
 
 
-def _place(model: str, name: str | None, key: str | None, launch: str | None) -> TeacherConfig:
+def place_of(model: str, name: str | None, key: str | None, launch: str | None) -> TeacherConfig:
+    """A model as the command line names it, with its key or the engine that is started for it."""
     from pydantic import ValidationError
 
     from potstill.config import TeacherConfig

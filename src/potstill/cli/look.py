@@ -26,6 +26,7 @@ EXTRAS = {
     "train": ("torch", "transformers", "accelerate", "peft", "safetensors"),
     "data": ("pyarrow",),
     "export": ("gguf", "xllamacpp"),
+    "serve": ("fastapi", "uvicorn", "prometheus-client"),
 }
 
 

@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from potstill.models.logprobs import FLOOR, Capture
 from potstill.models.longrope import rope_switch
+from potstill.models.telling import Teller
 from potstill.types import Sampling
 
 _NUCLEUS = 1024
@@ -59,6 +60,9 @@ class Row:
 
     on_token: Callable[[], None] | None = None
     """Called after each token that is drawn, the end token too; by whoever decodes."""
+
+    teller: Teller | None = None
+    """Tells the text of the answer as it comes."""
 
     ids: list[int] = field(default_factory=list)
     """Token ids of the answer, without the end token."""
@@ -212,13 +216,15 @@ def _extend(
         full = context is not None and len(row.prompt) + len(row.ids) >= context
         if full or row.num_new_tokens >= row.sampling.max_new_tokens:
             row.finish_reason = "length"
-    if row.finish_reason or row.sampling.stop:
+    if row.finish_reason or row.sampling.stop or row.teller is not None:
         row.text = tokenizer.decode(
             row.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         places = [place for stop in row.sampling.stop if (place := row.text.find(stop)) >= 0]
         if places:
             row.text, row.finish_reason = row.text[: min(places)], "stop"
+    if row.teller is not None:
+        row.teller.add(row.text, is_whole=row.finish_reason is not None)
 
 
 def _keep(logits_BV: Tensor, rows: Sequence[Row], capture: Capture, *, num_tokens: int) -> None:

@@ -175,18 +175,59 @@ class EndpointModel:
         return response.model_copy(update={"num_unread": reply.num_unread})
 
     async def stream(
-        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
     ) -> Response:
-        """As `respond`, in one attempt; `on_token` is called as pieces of the answer arrive.
+        """As `respond`, in one attempt; both are called as pieces of the answer arrive.
 
         Raises:
             TeacherRefused, TeacherError: As `respond`; no failure of the endpoint is tried again.
         """
         await self.prepare()
         self.refuse_what_it_cannot(sampling)
-        model, lines = self.model or "", Lines(self._wire.pieces(), on_token)
+        model = self.model or ""
         make_body = functools.partial(self._wire.stream_body, model, record.messages, sampling)
         request = Request("POST", self._wire.chat_url(model), model, make_body)
+        return await self._streamed(record, sampling, request, on_token, on_text)
+
+    async def complete(
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Response:
+        """As `stream`; the record's last message is continued as it stands, without a template.
+
+        Raises:
+            TeacherRefused: Also where its API has no plain completions.
+        """
+        await self.prepare()
+        wire, model = self._wire, self.model or ""
+        if type(wire) is not OpenAIWire:
+            raise TeacherRefused(f"{self.host} has no plain completions; ask it for chats")
+
+        def make_body() -> dict[str, Any]:
+            body = wire.stream_body(model, record.messages, sampling)
+            return {"prompt": body.pop("messages")[-1]["content"], **body}
+
+        request = Request("POST", f"{wire.base}/completions", model, make_body)
+        return await self._streamed(record, sampling, request, on_token, on_text)
+
+    async def _streamed(
+        self,
+        record: Record,
+        sampling: Sampling,
+        request: Request,
+        on_token: Callable[[], None],
+        on_text: Callable[[str], None] | None,
+    ) -> Response:
+        lines = Lines(self._wire.pieces(on_text), on_token)
         reply = await self._client.stream(request, lines.add)
         if reply.status == 200:
             try:

@@ -83,6 +83,11 @@ class GgufModel:
         }
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._process.poll() is None
+
+    @property
     def known_as(self) -> str:
         """What its answers depend on besides prompt and sampling."""
         version = metadata.version("xllamacpp")
@@ -121,12 +126,31 @@ class GgufModel:
         return response.model_copy(update={"model": self.name})
 
     async def stream(
-        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
     ) -> Response:
         """As `EndpointModel.stream`, once the server is up."""
         await self.prepare()
         assert self._endpoint is not None
-        response = await self._endpoint.stream(record, sampling, on_token)
+        response = await self._endpoint.stream(record, sampling, on_token, on_text=on_text)
+        return response.model_copy(update={"model": self.name})
+
+    async def complete(
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Response:
+        """As `EndpointModel.complete`, once the server is up."""
+        await self.prepare()
+        assert self._endpoint is not None
+        response = await self._endpoint.complete(record, sampling, on_token, on_text=on_text)
         return response.model_copy(update={"model": self.name})
 
     def memory_bytes(self) -> int | None:

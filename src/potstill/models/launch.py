@@ -46,7 +46,7 @@ def open_launched(
             f"endpoint ({ref.source}), which runs already; leave launch out"
         )
     settings: dict[str, Any] = {"name": ref.name, "start_seconds": teacher.launch_seconds}
-    program = _program(teacher.launch or "")
+    program = find_program(teacher.launch or "")
     if teacher.launch == "vllm":
         return _open_vllm(teacher, ref, program, max_in_flight, top_logprobs, settings)
     if ref.kind != "gguf":
@@ -123,7 +123,7 @@ def _identity(engine: str, ref: ModelRef, arguments: tuple[str, ...]) -> str:
     return " ".join(part for part in (engine, weights, *arguments) if part)
 
 
-def _program(name: str) -> str | None:
+def find_program(name: str) -> str | None:
     """The command on PATH, or beside the Python that runs this: an environment not activated."""
     beside = Path(sys.executable).parent
     return shutil.which(name) or shutil.which(name, path=str(beside))

@@ -78,6 +78,11 @@ class LaunchedModel:
         return {"engine": self.engine, "command": " ".join(self._command[1:])}
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the engine's process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def state(self) -> str:
         """What the engine says while it starts; afterwards `running`, or why it is paused."""
         if self._endpoint is not None:
@@ -147,12 +152,31 @@ class LaunchedModel:
         return response.model_copy(update={"model": self.name})
 
     async def stream(
-        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
     ) -> Response:
         """As `EndpointModel.stream`, once the engine answers."""
         await self.prepare()
         assert self._endpoint is not None
-        response = await self._endpoint.stream(record, sampling, on_token)
+        response = await self._endpoint.stream(record, sampling, on_token, on_text=on_text)
+        return response.model_copy(update={"model": self.name})
+
+    async def complete(
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Response:
+        """As `EndpointModel.complete`, once the engine answers."""
+        await self.prepare()
+        assert self._endpoint is not None
+        response = await self._endpoint.complete(record, sampling, on_token, on_text=on_text)
         return response.model_copy(update={"model": self.name})
 
     def memory_bytes(self) -> int | None:

@@ -14,7 +14,7 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from potstill.models.failures import Failure
 from potstill.models.fingerprint import request_fingerprint, weights_identity
 from potstill.models.logprobs import Capture, LogprobArrays, pack_logprobs
 from potstill.models.longrope import hidden_states
+from potstill.models.telling import Teller
 from potstill.models.weights import cached_folder, load_weights
 from potstill.types import Logprobs, Record, Response, Sampling
 
@@ -47,12 +48,13 @@ together."""
 class _Request:
     record: Record
     sampling: Sampling
-    turn: int
-    sample: int
     ids: list[int]
     answer: concurrent.futures.Future[Response]
     arrived: float
+    turn: int = 0
+    sample: int = 0
     on_token: Callable[[], None] | None = None
+    on_text: Callable[[str], None] | None = None
 
 
 class LocalModel:
@@ -154,28 +156,42 @@ class LocalModel:
         Raises:
             TeacherError: If the model was closed, or ran out of memory.
         """
-        return await self._respond(record, sampling, turn, sample)
+        ids = render_prompt(self.tokenizer, record.messages)
+        return await self._respond(record, sampling, ids, turn=turn, sample=sample)
 
     async def stream(
-        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
-    ) -> Response:
-        """As `respond`; `on_token` is called, in another thread, after each token."""
-        return await self._respond(record, sampling, on_token=on_token)
-
-    async def _respond(
         self,
         record: Record,
         sampling: Sampling,
-        turn: int = 0,
-        sample: int = 0,
-        on_token: Callable[[], None] | None = None,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Response:
+        """As `respond`; both are called, in another thread, as tokens and text come."""
+        ids = render_prompt(self.tokenizer, record.messages)
+        return await self._respond(record, sampling, ids, on_token=on_token, on_text=on_text)
+
+    async def complete(
+        self,
+        record: Record,
+        sampling: Sampling,
+        on_token: Callable[[], None],
+        *,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Response:
+        """As `stream`; the record's last message is continued as it stands, without a template."""
+        ids = self.tokenizer(record.messages[-1].content)["input_ids"]
+        return await self._respond(record, sampling, ids, on_token=on_token, on_text=on_text)
+
+    async def _respond(
+        self, record: Record, sampling: Sampling, ids: Sequence[int], **settings: Any
     ) -> Response:
         if self._is_closed:
             raise TeacherError(f"{self.name} was closed and cannot answer")
-        ids = list(render_prompt(self.tokenizer, record.messages))
         answer: concurrent.futures.Future[Response] = concurrent.futures.Future()
-        arrived = time.monotonic()
-        request = _Request(record, sampling, turn, sample, ids, answer, arrived, on_token)
+        request = _Request(
+            record, sampling, ids=list(ids), answer=answer, arrived=time.monotonic(), **settings
+        )
         if self.context is not None and len(ids) >= self.context:
             return self._response(
                 request,
@@ -296,6 +312,7 @@ class LocalModel:
                 request.sampling,
                 is_wanted=self._is_wanted(request),
                 on_token=request.on_token,
+                teller=request.on_text and Teller(request.on_text, request.sampling.stop),
             )
             for request in batch
         ]

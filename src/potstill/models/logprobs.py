@@ -130,6 +130,16 @@ def logprob_arrays(logprobs: Logprobs) -> LogprobArrays:
     )
 
 
+def chosen_logprobs(arrays: LogprobArrays) -> np.ndarray:
+    """The log-probability of each token of the answer: [N] float64, nats.
+
+    Minus infinity where it is not among those that were told.
+    """
+    is_chosen_NK = arrays.ids_NK == arrays.sampled_N[:, None]
+    logprobs_NK = arrays.logprobs_NK.astype(np.float64)
+    return np.where(is_chosen_NK, logprobs_NK, -np.inf).max(axis=-1, initial=-np.inf)
+
+
 def num_told(logprobs: Logprobs | None) -> int:
     """Most tokens that were told at one position; 0 where there are none at all."""
     return 0 if logprobs is None else int((logprob_arrays(logprobs).ids_NK >= 0).sum(-1).max())

@@ -69,9 +69,14 @@ class Lines:
 
 
 class OpenAIPieces:
-    """Chunks of a chat completion."""
+    """Chunks of a chat completion, or of a plain one.
 
-    def __init__(self) -> None:
+    Args:
+        on_text: Called with each piece of the answer's text.
+    """
+
+    def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
+        self._on_text = on_text
         self._text: dict[str, list[str]] = {name: [] for name in _SAID}
         self._finish: str | None = None
         self._usage: dict[str, Any] | None = None
@@ -83,11 +88,13 @@ class OpenAIPieces:
             self._usage = event["usage"]
         said = False
         for choice in event.get("choices") or ():
-            delta = choice.get("delta") or {}
+            delta = choice.get("delta") or {"content": choice.get("text")}
             for name, parts in self._text.items():
                 if isinstance(piece := delta.get(name), str) and piece:
                     parts.append(piece)
                     said = True
+                    if name == "content" and self._on_text is not None:
+                        self._on_text(piece)
             self._finish = choice.get("finish_reason") or self._finish
         return said
 
@@ -98,9 +105,10 @@ class OpenAIPieces:
 
 
 class AnthropicPieces:
-    """Events of a message."""
+    """Events of a message; `on_text` is called with each piece of the answer's text."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
+        self._on_text = on_text
         self._blocks: dict[int, dict[str, Any]] = {}
         self._reason: str | None = None
         self._usage: dict[str, Any] = {}
@@ -129,6 +137,8 @@ class AnthropicPieces:
             if isinstance(piece := delta.get(name), str) and piece:
                 block = self._blocks.setdefault(index, {"type": name})
                 block[name] = block.get(name, "") + piece
+                if name == "text" and self._on_text is not None:
+                    self._on_text(piece)
                 return True
         return False
 

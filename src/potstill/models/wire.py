@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -57,8 +57,8 @@ class Wire(Protocol):
         """As `body`, for an answer that comes piece by piece, with the count of its tokens."""
         ...
 
-    def pieces(self) -> Pieces:
-        """What puts the events of one streamed answer together."""
+    def pieces(self, on_text: Callable[[str], None] | None = None) -> Pieces:
+        """What puts the events of one streamed answer together, and tells its text as it comes."""
         ...
 
     def learns(self, sent: dict[str, Any], text: str) -> bool:
@@ -109,8 +109,8 @@ class OpenAIWire:
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         return self.taken({**request_body(model, messages, sampling), **streamed})
 
-    def pieces(self) -> Pieces:
-        return OpenAIPieces()
+    def pieces(self, on_text: Callable[[str], None] | None = None) -> Pieces:
+        return OpenAIPieces(on_text)
 
     def taken(self, body: dict[str, Any]) -> dict[str, Any]:
         """A body of any request without the fields that are refused."""

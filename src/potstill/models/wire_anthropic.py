@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from potstill.models.chat_format import FINISH, Answer, NotAnAnswer, count, spelled, unfinished
@@ -73,8 +73,8 @@ class AnthropicWire:
     ) -> dict[str, Any]:
         return {**self.body(model, messages, sampling), "stream": True}
 
-    def pieces(self) -> AnthropicPieces:
-        return AnthropicPieces()
+    def pieces(self, on_text: Callable[[str], None] | None = None) -> AnthropicPieces:
+        return AnthropicPieces(on_text)
 
     def learns(self, sent: dict[str, Any], text: str) -> bool:
         return self._quirks.learns(sent, text)

@@ -1,0 +1,1 @@
+"""Doors: a model behind OpenAI's interface."""

@@ -1,0 +1,40 @@
+"""A GGUF file behind llama.cpp is served like weights of any other kind."""
+
+import openai
+import pytest
+from serve.running import client, counted, running
+
+from potstill.models.engines import GgufModel
+
+pytest.importorskip("xllamacpp")
+ASK = [{"role": "user", "content": "Name three colours."}]
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_served_by_llama_cpp(smollm2):
+    model = GgufModel(smollm2.source, name="smol", threads=1, slots=2, context=512)
+    with running(model, settings={"name": "smol"}) as server:
+        create = client(server).chat.completions.create
+        asked = {"model": "smol", "messages": ASK, "temperature": 0, "max_tokens": 16}
+        whole = create(**asked)
+        assert whole.model == "smol" and whole.usage.completion_tokens == 16
+        chunks = list(create(**asked, stream=True, stream_options={"include_usage": True}))
+        pieces = [c.choices[0].delta.content or "" for c in chunks[:-1]]
+        assert "".join(pieces) == whole.choices[0].message.content
+        assert sum(map(bool, pieces)) > 8 and chunks[-1].usage.completion_tokens == 16
+        hot = {**asked, "temperature": 1.2, "seed": 4}
+        assert create(**hot).choices[0].message == create(**hot).choices[0].message
+        with pytest.raises(openai.BadRequestError) as caught:
+            create(**{**asked, "messages": [{"role": "user", "content": "colour " * 900}]})
+        assert caught.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError, match="by the tokens' numbers alone"):
+            create(**asked, logprobs=True)
+        numbers = create(**asked, logprobs=True, extra_body={"return_tokens_as_token_ids": True})
+        assert numbers.choices[0].logprobs.content[0].token.startswith("token_id:")
+        plain = {"model": "smol", "prompt": "The capital of France is", "max_tokens": 8}
+        goes_on = client(server).completions.create(**plain, temperature=0)
+        assert "Paris" in goes_on.choices[0].text and goes_on.usage.completion_tokens == 8
+        chunks = list(client(server).completions.create(**plain, temperature=0, stream=True))
+        assert "".join(chunk.choices[0].text for chunk in chunks) == goes_on.choices[0].text
+        assert sum(bool(chunk.choices[0].text) for chunk in chunks) > 3
+        assert counted(server, "potstill_open_requests") == 0
