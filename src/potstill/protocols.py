@@ -145,7 +145,11 @@ class Metric(Protocol):
 
 
 class Exporter(Protocol):
-    """Makes one artefact of a Hugging Face folder; returns the artefact's main file."""
+    """Makes one artefact of a Hugging Face folder; returns the artefact's main file.
+
+    Beside a built-in one may stand, in its module: `QUANTS`, the number formats it writes, and
+    `refuse(model_dir, quant)`, which raises within seconds what it would raise later.
+    """
 
     def __call__(self, model_dir: Path, out_dir: Path, *, quant: str | None = None) -> Path: ...
 

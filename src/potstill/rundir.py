@@ -71,6 +71,7 @@ class RunDir:
     events = property(lambda self: self.path / "events.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     model = property(lambda self: self.path / "model")
+    adapter = property(lambda self: adapter_of(self.model))
     untouched = property(lambda self: self.path / "untouched")
     cut = property(lambda self: self.path / "untouched" / "cut.json")
     reports = property(lambda self: self.path / "reports")
@@ -79,6 +80,7 @@ class RunDir:
     report_markdown = property(lambda self: self.path / "reports" / "report.md")
     blind_page = property(lambda self: self.path / "blind.html")
     exports = property(lambda self: self.path / "exports")
+    dataset_card = property(lambda self: self.path / "data" / "README.md")
     done = property(lambda self: self.path / "done")
 
     def samples(self, role: str) -> Path:
@@ -147,6 +149,11 @@ class RunDir:
             RunLocked: If another process holds it.
         """
         return locked(self.path)
+
+
+def adapter_of(model: Path) -> Path:
+    """Folder of the LoRA adapter that was merged into a trained model, beside it."""
+    return model.with_name("adapter")
 
 
 class LedgerDir:

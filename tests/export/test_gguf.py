@@ -111,6 +111,41 @@ def test_eight_bits_are_near_and_smaller(tmp_path):
     assert sizes["q8_0"] < 0.7 * sizes["f16"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_four_bits_are_smaller_and_as_near_as_four_bits_are(tmp_path, tied):
+    source = model_folder(tmp_path / "m", initializer_range=0.05, tie_word_embeddings=tied)
+    sizes = {}
+    for quant in ("q8_0", "q4_1", "q4_0"):
+        artefact = export_gguf(source, tmp_path / quant, quant=quant)
+        sizes[quant] = artefact.stat().st_size
+        assert check_gguf(source, artefact, PROMPTS, min_prompts=4).mean_kl_nats < 0.1
+    assert sizes["q4_0"] < sizes["q4_1"] < sizes["q8_0"]
+
+
+@pytest.mark.parametrize(("quant", "tied"), [("q4_0", True), ("q4_0", False), ("q4_1", False)])
+def test_of_four_bits_the_output_matrix_keeps_eight(tmp_path, quant, tied):
+    from gguf import GGUFReader
+
+    source = model_folder(tmp_path / "m", tie_word_embeddings=tied)
+    artefact = export_gguf(source, tmp_path / "out", quant=quant)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(artefact).tensors}
+    assert kinds["token_embd.weight" if tied else "output.weight"] == "Q8_0"
+    assert kinds["blk.0.attn_q.weight"] == kinds["blk.1.ffn_down.weight"] == quant.upper()
+    assert kinds["output_norm.weight"] == "F32"
+    tensors, head = read_manifest(tmp_path / "out").notes
+    assert tensors == f"tensors: 5 in f32, {14 if tied else 15} in {quant}, 1 in q8_0"
+    assert "output matrix is q8_0" in head
+
+
+def test_rows_that_no_block_fills_keep_sixteen_bits(tmp_path):
+    source = model_folder(tmp_path / "m", intermediate_size=72)
+    export_gguf(source, tmp_path / "out", quant="q4_0")
+    notes = read_manifest(tmp_path / "out").notes
+    assert "2 in f16" in notes[0]
+    assert "no multiple of 32" in notes[-1]
+
+
 def test_the_manifest_tells_what_it_is_made_of(tmp_path):
     artefact = export_gguf(tiny_llama(tmp_path / "m"), tmp_path / "out")
     manifest = read_manifest(tmp_path / "out")
@@ -179,7 +214,7 @@ def test_an_unknown_way_to_split_text_is_refused(tmp_path):
 
 
 def test_a_number_format_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ExportError, match="f16, q8_0, f32, got 'q3'"):
+    with pytest.raises(ExportError, match="f16, q8_0, q4_0, q4_1, f32, got 'q3'"):
         export_gguf(tmp_path, tmp_path / "out", quant="q3")
 
 

@@ -27,6 +27,6 @@ def test_another_number_format_loads_as_that(tmp_path, quant, dtype):
 
 
 def test_an_unknown_format_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(ExportError, match="bf16, f16, f32, got 'q8_0'"):
+    with pytest.raises(ExportError, match="bf16, f16, f32 or adapter, got 'q8_0'"):
         export_huggingface(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="q8_0")
     assert not (tmp_path / "out").exists()

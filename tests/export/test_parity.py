@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.errors import ExportError
 from potstill.export.engine import Continuation, Step
+from potstill.export.folder_engine import run_folder
 from potstill.export.manifest import read_manifest, write_manifest
 from potstill.export.parity import check_gguf
 from potstill.types import Message
@@ -89,6 +90,7 @@ def test_an_equal_artefact_passes_and_its_manifest_says_so(exported):
         ("f32", "max_logprob_difference is .* at most 0.001"),
         ("f16", "argmax_agreement is .* at least 0.995"),
         ("q8_0", "mean_kl_nats is .* at most 0.01"),
+        ("q4_0", "mean_kl_nats is .* at most 0.1"),
     ],
 )
 def test_an_artefact_that_differs_is_refused_and_removed(exported, quant, message):
@@ -108,7 +110,36 @@ def test_a_failed_artefact_is_kept_only_when_told(exported):
 def test_limits_that_were_changed_stand_in_the_manifest(exported):
     source, artefact = exported("q8_0")
     check(source, artefact, noise=0.3, limits={"mean_kl_nats": 5.0})
-    assert read_manifest(artefact.parent).parity.limits["mean_kl_nats"] == 5.0
+    parity = read_manifest(artefact.parent).parity
+    assert parity.limits["mean_kl_nats"] == 5.0
+    assert parity.changed_limits == {"mean_kl_nats": 5.0}
+
+
+def test_a_number_format_without_a_limit_does_not_pass(exported):
+    source, artefact = exported("q2_k")
+    with pytest.raises(ExportError, match="nobody said how near 'q2_k' must be"):
+        check(source, artefact)
+    assert not artefact.parent.exists()
+
+
+def test_a_changed_limit_leaves_the_others_as_they_are(exported):
+    source, artefact = exported("f32")
+    check(source, artefact, limits={"mean_kl_nats": 5.0})
+    parity = read_manifest(artefact.parent).parity
+    assert parity.limits["argmax_agreement"] == 1.0
+    assert parity.limits["max_logprob_difference"] == 1e-3
+
+
+def test_a_folder_is_run_like_any_artefact(exported):
+    source, _ = exported()
+    found = run_folder(source / "model.safetensors", [("No.", [5, 6, 7])], 4, 3)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    said = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=4, do_sample=False)[0, 3:]
+    assert [step.token for step in found[0].steps] == said.tolist()
+    with torch.inference_mode():
+        last = model(torch.tensor([[5, 6, 7, *said[:-1].tolist()]])).logits[0, -1].log_softmax(-1)
+    top = found[0].steps[-1].top
+    assert top == pytest.approx({token: float(last[token]) for token in top}, abs=1e-5)
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(exported):

@@ -16,6 +16,7 @@ from potstill.cli import (
     compare,
     demo,
     estimate,
+    export,
     jobs,
     look,
     run,
@@ -36,6 +37,7 @@ app = typer.Typer(
 demo.add_to(app)
 run.add_to(app)
 compare.add_to(app)
+export.add_to(app)
 audition.add_to(app)
 estimate.add_to(app)
 bench.add_to(app)

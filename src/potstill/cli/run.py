@@ -65,7 +65,7 @@ def add_to(app: typer.Typer) -> None:
             app.command(stage, help=TEACH_HELP)(teach)
         elif stage == "train":
             app.command(stage, help=TRAIN_HELP)(train)
-        elif stage != "compare":  # which is also a command for two models
+        elif stage not in ("compare", "export"):  # which are also commands for models
             _add_stage(app, stage, text)
     app.command("report")(report)
 

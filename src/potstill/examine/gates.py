@@ -52,8 +52,11 @@ class Gate:
     """The model whose value the factor multiplies; None where the factor is the limit."""
 
 
-def parse_gate(rule: str) -> Gate:
+def parse_gate(rule: str, *, where: str = "evaluate.gates") -> Gate:
     """Reads a rule such as `accuracy >= 0.97 * teacher` or `f1 >= 0.8`.
+
+    Args:
+        where: Key or option that the messages name.
 
     Raises:
         ConfigError: If the rule is not of this form or its metric is unknown.
@@ -61,7 +64,7 @@ def parse_gate(rule: str) -> Gate:
     match = _RULE.fullmatch(rule.strip())
     if match is None:
         raise ConfigError(
-            f"evaluate.gates: {rule!r} is not a rule; write METRIC >= NUMBER, "
+            f"{where}: {rule!r} is not a rule; write METRIC >= NUMBER, "
             "METRIC >= NUMBER * MODEL or METRIC >= MODEL, such as 'accuracy >= 0.97 * teacher'"
         )
     name = metric_name(match["metric"])
@@ -69,7 +72,7 @@ def parse_gate(rule: str) -> Gate:
     if name not in known and ":" not in name and not name.startswith(f"{PREFIX}."):
         near = difflib.get_close_matches(name, [*known, *METRIC_ALIASES], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
-        raise ConfigError(f"evaluate.gates: {rule!r}: no metric is called {name!r}; {hint}")
+        raise ConfigError(f"{where}: {rule!r}: no metric is called {name!r}; {hint}")
     factor = float(match["number"]) if match["number"] else 1.0
     return Gate(rule, name, match["operator"], factor, match["times"] or match["role"])
 

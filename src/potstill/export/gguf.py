@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from potstill.data.render import end_token_ids
 from potstill.errors import ExportError, MissingExtra
 from potstill.export.gguf_tokenizer import read_tokenizer
 from potstill.export.manifest import write_manifest
 from potstill.export.ollama import modelfile
-from potstill.models.weights import load_weights
+from potstill.models.weights import load_tokenizer, load_weights, quiet
 from potstill.rundir import whole_folder
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-QUANTS = ("f16", "q8_0", "f32")
+QUANTS = ("f16", "q8_0", "q4_0", "q4_1", "f32")
+BLOCKS = ("q8_0", "q4_0", "q4_1")
+"""Those that share a scale among the weights of a block; q4_1 a least value too."""
+
+BLOCK = 32
+"""Weights of a row that are one block."""
+
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """transformers' model_type -> GGUF's architecture. Tensors have the same names in all."""
+
+ROPES = ("default", "linear", "llama3")
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -47,21 +58,18 @@ def export_gguf(model_dir: Path, out_dir: Path, *, quant: str | None = None) -> 
     `parity.check_gguf` does that, and must pass before anybody gets the file.
 
     Args:
-        quant: f16 (the default), q8_0 or f32. Norms and biases stay in f32.
+        quant: f16 (the default), q8_0, q4_0, q4_1 or f32. Norms and biases stay in f32, and
+            where there are 4 bits the output matrix in q8_0.
 
     Raises:
         ExportError: If the architecture, its rope scaling or the tokenizer is not known
             here; never a file that might be wrong.
     """
     quant = quant or "f16"
-    if quant not in QUANTS:
-        raise ExportError(f"GGUF is written as {', '.join(QUANTS)}, got {quant!r}")
-    try:
-        import gguf
-    except ModuleNotFoundError:
-        raise MissingExtra(
-            'exporting to GGUF needs an extra: pip install "potstill[export]"'
-        ) from None
+    _refuse_quant(quant)
+    _refuse_without("gguf", "exporting to GGUF")
+    import gguf
+
     model, tokenizer = load_weights(model_dir, dtype="float32")
     architecture = _architecture(model.config)
     name = f"model-{quant}.gguf"
@@ -69,7 +77,7 @@ def export_gguf(model_dir: Path, out_dir: Path, *, quant: str | None = None) -> 
         writer = gguf.GGUFWriter(folder / name, architecture)
         _add_sizes(writer, model.config, quant)
         _add_tokenizer(writer, model, tokenizer)
-        _add_tensors(writer, model, architecture, quant)
+        formats = _add_tensors(writer, model, architecture, quant)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -78,8 +86,52 @@ def export_gguf(model_dir: Path, out_dir: Path, *, quant: str | None = None) -> 
             modelfile(name, tokenizer, end_token_ids(tokenizer, model.generation_config)),
             encoding="utf-8",
         )
-        write_manifest(folder, format="gguf", quant=quant, main=name, source=model_dir)
+        write_manifest(
+            folder,
+            format="gguf",
+            quant=quant,
+            main=name,
+            source=model_dir,
+            notes=_notes(formats, quant),
+        )
     return out_dir / name
+
+
+def refuse(model_dir: Path, quant: str | None) -> None:
+    """Refuses what `export_gguf` would refuse, without reading weights.
+
+    Raises:
+        MissingExtra: If the writer, or the engine that proves the file, is not installed.
+        ExportError: As `export_gguf`.
+    """
+    _refuse_quant(quant or "f16")
+    _refuse_without("gguf", "exporting to GGUF")
+    _refuse_without("xllamacpp", "checking a GGUF file with llama.cpp")
+    with quiet():
+        config = AutoConfig.from_pretrained(model_dir)
+    _architecture(config)
+    read_tokenizer(load_tokenizer(model_dir), config.vocab_size)
+
+
+def _refuse_quant(quant: str) -> None:
+    if quant not in QUANTS:
+        raise ExportError(f"GGUF is written as {', '.join(QUANTS)}, got {quant!r}")
+
+
+def _refuse_without(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(f'{what} needs an extra: pip install "potstill[export]"')
+
+
+def _notes(formats: Counter[str], quant: str) -> tuple[str, ...]:
+    """What the name of the number format does not say."""
+    told = ", ".join(f"{count} in {name}" for name, count in sorted(formats.items()))
+    notes = [f"tensors: {told}"]
+    if quant in ("q4_0", "q4_1"):
+        notes.append("the output matrix is q8_0: llama.cpp keeps it above 4 bits too (q6_K there)")
+    if quant in BLOCKS and formats["f16"]:
+        notes.append(f"f16: matrices whose rows are no multiple of {BLOCK} weights")
+    return tuple(notes)
 
 
 def _architecture(config: Any) -> str:
@@ -90,6 +142,8 @@ def _architecture(config: Any) -> str:
         problem = f"{config.model_type} with the activation {config.hidden_act!r} is not"
     elif getattr(config, "use_sliding_window", False):
         problem = f"{config.model_type} with sliding-window attention is not"
+    elif config.rope_parameters["rope_type"] not in ROPES:
+        problem = f"the rope scaling {config.rope_parameters['rope_type']!r} is not"
     if problem:
         raise ExportError(
             f"{problem} among those that GGUF export writes ({', '.join(ARCHITECTURES)}); convert "
@@ -119,15 +173,12 @@ def _add_sizes(writer: GGUFWriter, config: Any, quant: str) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif rope["rope_type"] not in ("default", "llama3"):
-        raise ExportError(
-            f"GGUF export does not know the rope scaling {rope['rope_type']!r}; convert the "
-            f"model folder with llama.cpp's convert_hf_to_gguf.py instead"
-        )
     file_types = {
         "f32": gguf.LlamaFileType.ALL_F32,
         "f16": gguf.LlamaFileType.MOSTLY_F16,
         "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+        "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+        "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
     }
     writer.add_file_type(file_types[quant])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -156,9 +207,11 @@ def _add_tokenizer(writer: GGUFWriter, model: Any, tokenizer: Any) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _add_tensors(writer: GGUFWriter, model: Any, architecture: str, quant: str) -> None:
-    config = model.config
+def _add_tensors(writer: GGUFWriter, model: Any, architecture: str, quant: str) -> Counter[str]:
+    """Writes all tensors; returns how many there are in each number format."""
+    config, formats = model.config, Counter()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = "token_embd.weight" if tied else "output.weight"
     if config.rope_parameters["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", rope_factors(config))
     for name, tensor in model.state_dict().items():
@@ -169,7 +222,19 @@ def _add_tensors(writer: GGUFWriter, model: Any, architecture: str, quant: str) 
             values = _interleaved(values, config.num_attention_heads)
         elif architecture == "llama" and ".self_attn.k_proj." in name:
             values = _interleaved(values, config.num_key_value_heads)
-        _add_tensor(writer, gguf_name(name), values, quant)
+        own_name = gguf_name(name)
+        is_kept = quant in ("q4_0", "q4_1") and own_name == head
+        kind = number_format(values, "q8_0" if is_kept else quant)
+        _add_tensor(writer, own_name, values, kind)
+        formats[kind] += 1
+    return formats
+
+
+def number_format(values: np.ndarray, quant: str) -> str:
+    """What a tensor is written in: vectors in f32, rows that blocks do not fill in f16."""
+    if values.ndim == 1:
+        return "f32"
+    return "f16" if quant in BLOCKS and values.shape[-1] % BLOCK else quant
 
 
 def gguf_name(name: str) -> str:
@@ -218,17 +283,17 @@ def _interleaved(values: np.ndarray, num_heads: int) -> np.ndarray:
     return values.reshape(num_heads, 2, half, *rest).swapaxes(1, 2).reshape(values.shape)
 
 
-def _add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, quant: str) -> None:
+def _add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, kind: str) -> None:
     import gguf
 
-    kind = gguf.GGMLQuantizationType
     if not np.isfinite(values).all():
         raise ExportError(f"{name} holds values that are not finite; train the model again")
-    if values.ndim == 1 or quant == "f32":
-        writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
-    elif quant == "q8_0" and values.shape[-1] % 32 == 0:
-        packed = gguf.quantize(np.ascontiguousarray(values), kind.Q8_0)
-        writer.add_tensor(name, packed, raw_dtype=kind.Q8_0)
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if kind in BLOCKS:
+        packed_as = gguf.GGMLQuantizationType[kind.upper()]
+        writer.add_tensor(name, gguf.quantize(values, packed_as), raw_dtype=packed_as)
+    elif kind == "f32":
+        writer.add_tensor(name, values)
     else:
         if np.abs(values).max() > np.finfo(np.float16).max:
             raise ExportError(f"{name} holds values beyond float16; export gguf:f32")

@@ -12,7 +12,10 @@ from potstill.rundir import content_hash, write_text
 from potstill.types import Noun
 
 NAME = "manifest.json"
-TOOLS = ("potstill", "torch", "transformers", "gguf", "xllamacpp")
+CARD = "README.md"
+"""The model card, which is written last and again whenever more is known."""
+
+TOOLS = ("potstill", "torch", "transformers", "peft", "gguf", "xllamacpp")
 
 
 class File(Noun):
@@ -43,13 +46,16 @@ class Parity(Noun):
     """Share of prompts that the artefact's own tokenizer cuts into the same tokens."""
 
     limits: dict[str, float]
+    changed_limits: dict[str, float] = {}
+    """Those of `limits` that somebody gave instead of the number format's own."""
+
     passed: bool
     engine: str = ""
 
 
 class ExportManifest(Noun):
     format: str
-    """huggingface or gguf."""
+    """What the artefact is, by the exporter's short name, such as gguf."""
 
     quant: str
     """Number format of the matrices."""
@@ -62,14 +68,23 @@ class ExportManifest(Noun):
     """Hash of the model folder it was made of."""
 
     tools: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What format and number format do not say, such as matrices that keep more bits."""
+
     parity: Parity | None = None
     """None until it was compared with its source."""
 
 
 def write_manifest(
-    folder: Path, *, format: str, quant: str, main: str, source: Path
+    folder: Path,
+    *,
+    format: str,
+    quant: str,
+    main: str,
+    source: Path,
+    notes: tuple[str, ...] = (),
 ) -> ExportManifest:
-    """Hashes all files of a folder and writes its manifest."""
+    """Hashes all files of a folder, but for its card, and writes its manifest."""
     files = tuple(
         File(
             name=str(path.relative_to(folder)),
@@ -77,7 +92,7 @@ def write_manifest(
             sha256=_sha256(path),
         )
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != NAME
+        if path.is_file() and path.name not in (NAME, CARD)
     )
     manifest = ExportManifest(
         format=format,
@@ -86,6 +101,7 @@ def write_manifest(
         files=files,
         source_sha256=content_hash(source),
         tools={name: version for name in TOOLS if (version := _version(name))},
+        notes=notes,
     )
     _write(folder, manifest)
     return manifest

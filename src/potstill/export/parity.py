@@ -19,12 +19,14 @@ from typing import Any
 import torch
 
 from potstill.data.render import end_token_ids, render_prompt
-from potstill.errors import ExportError
+from potstill.errors import ConfigError, ExportError
 from potstill.export.engine import Continuation, Engine
 from potstill.export.manifest import Parity, note_parity, read_manifest
 from potstill.models.weights import load_weights
+from potstill.protocols import resolve_attribute
 from potstill.types import Message
 
+FIGURES = ("argmax_agreement", "mean_kl_nats", "max_logprob_difference", "tokenizer_agreement")
 MIN_PROMPTS = 32
 NUM_TOKENS = 24
 NUM_TOP = 20
@@ -37,11 +39,20 @@ LIMITS: dict[str, dict[str, float]] = {
     "f16": {"argmax_agreement": 0.995},
     "bf16": {"argmax_agreement": 0.995},
     "q8_0": {"mean_kl_nats": 0.01},
+    "q4_0": {"mean_kl_nats": 0.10},
+    "q4_1": {"mean_kl_nats": 0.10},
+    "adapter": {"argmax_agreement": 0.995},
 }
 """By number format. Agreements are least values, the others largest ones."""
 
+ENGINES = {
+    "gguf": "potstill.export.llama_cpp:run_gguf",
+    "huggingface": "potstill.export.folder_engine:run_folder",
+}
+"""Format of an artefact -> what runs it."""
 
-def check_gguf(
+
+def check_artefact(
     model_dir: Path,
     artefact: Path,
     prompts: Sequence[Sequence[Message]],
@@ -51,12 +62,13 @@ def check_gguf(
     min_prompts: int = MIN_PROMPTS,
     keep_failed: bool = False,
 ) -> Parity:
-    """Compares a GGUF file with its model folder and writes the figures into its manifest.
+    """Compares an artefact with its model folder and writes the figures into its manifest.
 
     Args:
+        artefact: Its main file, beside manifest.json.
         prompts: At least `min_prompts`; the first 64 are used.
-        engine: What runs the file; llama.cpp by default.
-        limits: Instead of those of the number format; noted in the manifest.
+        engine: What runs the file; that of its format by default.
+        limits: Instead of those of the number format, one by one; noted in the manifest.
         keep_failed: Leave an artefact that failed on disk, to look at it.
 
     Raises:
@@ -68,18 +80,20 @@ def check_gguf(
             f"comparing an export needs at least {min_prompts} prompts, got {len(prompts)}; "
             f"give more test or validation records"
         )
-    if engine is None:
-        from potstill.export.llama_cpp import run_gguf as engine
     folder = artefact.parent
-    quant = read_manifest(folder).quant
+    manifest = read_manifest(folder)
+    changed = dict(limits or {})
     try:
+        if manifest.quant not in LIMITS:
+            raise ExportError(f"nobody said how near {manifest.quant!r} must be; see LIMITS")
+        engine = engine or resolve_attribute(ENGINES[manifest.format])
         model, tokenizer = load_weights(model_dir, dtype="float32")
         ids = [list(render_prompt(tokenizer, turns)) for turns in prompts[:64]]
         asked = [(tokenizer.decode(row, skip_special_tokens=False), row) for row in ids]
         found = engine(artefact, asked, NUM_TOKENS, NUM_TOP)
-        parity = compare(
-            model, tokenizer, ids, found, limits=dict(limits or LIMITS[quant])
-        ).model_copy(update={"engine": getattr(engine, "__name__", "engine")})
+        kept = {**LIMITS[manifest.quant], **changed}
+        by = {"engine": getattr(engine, "__name__", "engine"), "changed_limits": changed}
+        parity = compare(model, tokenizer, ids, found, limits=kept).model_copy(update=by)
         note_parity(folder, parity)
         if not parity.passed:
             raise ExportError(f"{artefact.name} is not equal to {model_dir}: {failures(parity)}")
@@ -88,6 +102,10 @@ def check_gguf(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return parity
+
+
+check_gguf = check_artefact
+"""Its name where the artefact is known to be a GGUF file."""
 
 
 @torch.inference_mode()
@@ -131,6 +149,27 @@ def compare(
         passed=False,
     )
     return parity.model_copy(update={"passed": not failures(parity)})
+
+
+def read_limits(given: Sequence[str]) -> dict[str, float]:
+    """Limits from `NAME=NUMBER`, such as `mean_kl_nats=0.2`.
+
+    Raises:
+        ConfigError: If a name is no figure of a comparison, or the number none that can be kept.
+    """
+    found = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            found[name] = math.nan
+        if name not in FIGURES or not 0 <= found[name] < math.inf:
+            raise ConfigError(
+                f"--limit {text}: not a limit; write NAME=NUMBER with a name of "
+                f"{', '.join(FIGURES)} and a number from 0 on"
+            )
+    return found
 
 
 def failures(parity: Parity) -> str:

@@ -78,6 +78,28 @@ def evaluate(ctx: Context) -> None:
         put_under_load(ctx, rows, records, opened, decoding(ctx))
 
 
+def evaluate_exports(ctx: Context) -> dict[str, Evaluation]:
+    """Lets the student and its artefacts that engines here run answer the test set.
+
+    Who has answered it is not asked again; the teacher's evaluation is added where there is one.
+
+    Raises:
+        ConfigError: If the run has no test set.
+    """
+    run = ctx.run
+    records = read_jsonl(run.test, Record)
+    if not records:
+        raise ConfigError(f"{run.path} has no test set (data.test), so no artefact can be judged")
+    places = {"distilled": run.model, **exported_files(ctx)}
+    for role, place in places.items():
+        _evaluate_row(ctx, Row(role, find_model(str(place))), records)
+    there = [role for role in ("teacher", *places) if run.evaluation(role).exists()]
+    return {
+        role: Evaluation.model_validate_json(run.evaluation(role).read_text(encoding="utf-8"))
+        for role in there
+    }
+
+
 @contextlib.asynccontextmanager
 async def opened(
     ctx: Context, row: Row, batch_size: int, capture: Capture | None = None

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.errors import ConfigError
+from potstill.pipeline.artefacts import NUM_PROMPTS, make_artefact, refuse_early
 from potstill.pipeline.context import Context, weights_key
-from potstill.protocols import resolve
 from potstill.rundir import read_jsonl
 from potstill.types import Message, Record
-
-NUM_PARITY_PROMPTS = 32
 
 
 def export(ctx: Context) -> None:
     """Makes every artefact the config names; an unequal one is refused and not kept."""
-    for name in ctx.config.export:
-        _export_one(ctx, name)
+    export_as(ctx, ctx.config.export)
+
+
+def export_as(
+    ctx: Context, names: Sequence[str], *, limits: Mapping[str, float] | None = None
+) -> None:
+    """Makes artefacts of the run's student in its folder; one that is done is kept.
+
+    Args:
+        names: Such as gguf:q8_0.
+        limits: Instead of the number formats' own.
+
+    Raises:
+        ConfigError: If the run has no student yet. And as `refuse_early`, before any work.
+        ExportError: As `make_artefact`.
+    """
+    if not names:
+        return
+    run = ctx.run
+    if not run.model.is_dir():
+        raise ConfigError(f"{run.path} has no student yet; train it: potstill train {run.path}")
+    refuse_early(run.model, {name: run.export(name) for name in names}, replace=True)
+    for name in names:
+        _export_one(ctx, name, dict(limits or {}))
 
 
 def exported_files(ctx: Context) -> dict[str, Path]:
@@ -29,34 +51,19 @@ def exported_files(ctx: Context) -> dict[str, Path]:
     return found
 
 
-def _export_one(ctx: Context, name: str) -> None:
+def _export_one(ctx: Context, name: str, limits: dict[str, float]) -> None:
     run = ctx.run
-    kind, _, quant = name.partition(":")
 
     def work() -> dict[str, Any]:
-        from potstill.export.parity import check_gguf
+        made = make_artefact(run.model, run.export(name), name, prompts(ctx), limits=limits)
+        text = f"{made.file.name}, {made.text}"
+        return {"file": made.file.name, "bytes": made.num_bytes, "text": text}
 
-        make = resolve("exporter", kind)
-        file = make(run.model, run.export(name), quant=quant or None)
-        facts: dict[str, Any] = {"file": file.name}
-        text = file.name
-        if file.is_file():
-            facts["bytes"] = file.stat().st_size
-            text += f", {file.stat().st_size / 1e6:,.0f} MB"
-        if file.suffix == ".gguf":
-            prompts = _prompts(ctx)
-            parity = check_gguf(run.model, file, prompts, min_prompts=len(prompts))
-            facts["parity"] = parity.model_dump(mode="json")
-            text += (
-                f"; same next token as the student at {parity.argmax_agreement:.1%} of "
-                f"{parity.num_tokens:,} places"
-            )
-        return {**facts, "text": text}
-
-    ctx.stage(f"export-{name}", (name, weights_key(run.model)), work)
+    inputs = (name, weights_key(run.model), *([limits] if limits else []))
+    ctx.stage(f"export-{name}", inputs, work)
 
 
-def _prompts(ctx: Context) -> list[tuple[Message, ...]]:
+def prompts(ctx: Context) -> list[tuple[Message, ...]]:
     """Prompts that an artefact is compared on: training ones, since the test set stays closed."""
     records = read_jsonl(ctx.run.train, Record) + read_jsonl(ctx.run.validation, Record)
-    return [ctx.task.turns(record)[0].messages for record in records[:NUM_PARITY_PROMPTS]]
+    return [ctx.task.turns(record)[0].messages for record in records[:NUM_PROMPTS]]

@@ -26,6 +26,7 @@ from potstill.models.endpoint import EndpointModel
 from potstill.models.logprobs import num_told
 from potstill.models.several import labels_of
 from potstill.models.terms import terms_of
+from potstill.pipeline.artefacts import read_target
 from potstill.pipeline.context import Context, prepared, wait, weights_key
 from potstill.protocols import resolve
 from potstill.types import Sampling
@@ -53,7 +54,7 @@ def preflight(ctx: Context) -> None:
     for name in config.checks:
         resolve("check", name)
     for export in config.export:
-        resolve("exporter", export.partition(":")[0])
+        read_target(export)
     _refuse_forbidden(ctx)
     teacher = teacher_ref(ctx)
     student = find_model(config.student.place, workspace=ctx.workspace)

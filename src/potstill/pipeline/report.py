@@ -12,6 +12,7 @@ from potstill.examine.report_html import render_html
 from potstill.examine.report_judge import judge_metrics, with_judge
 from potstill.examine.report_markdown import render_markdown
 from potstill.examine.run import read_names
+from potstill.pipeline.cards import write_cards
 from potstill.pipeline.context import Context, decoding
 from potstill.pipeline.takes import LOAD_STAGE, what_it_takes
 from potstill.rundir import RunDir, content_hash, read_jsonl, write_text
@@ -65,10 +66,10 @@ def compare(ctx: Context) -> None:
 def report(ctx: Context) -> Report | None:
     """Writes the report as Markdown and as one page of HTML; needs no model."""
     run = ctx.run
-    if not run.report_json.exists():
-        return None
-    ctx.stage("report", (run.report_json, run.metrics), lambda: render(run))
-    return read_report(run)
+    if run.report_json.exists():
+        ctx.stage("report", (run.report_json, run.metrics), lambda: render(run))
+    write_cards(ctx)
+    return read_report(run) if run.report_json.exists() else None
 
 
 def read_report(run: RunDir) -> Report:

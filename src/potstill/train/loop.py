@@ -25,7 +25,7 @@ from potstill.config import LossConfig, TrainConfig
 from potstill.data.render import Rendered
 from potstill.errors import TrainError
 from potstill.models.packed import attend_as_before
-from potstill.rundir import content_hash
+from potstill.rundir import adapter_of, content_hash
 from potstill.targets.store import TargetStore, content_key
 from potstill.train.average import Average
 from potstill.train.beside import Matching, build_matching, with_matching
@@ -45,7 +45,14 @@ from potstill.train.packing import choose_parts
 from potstill.train.plan import StepPlan, check_inputs, num_loss_tokens
 from potstill.train.ranks import ALONE, Ranks
 from potstill.train.result import Figures, OnProgress, TrainPaths, TrainResult
-from potstill.train.student import Student, merged, prepare_student, save_model, signature
+from potstill.train.student import (
+    Student,
+    merged,
+    prepare_student,
+    save_adapter,
+    save_model,
+    signature,
+)
 from potstill.train.targets import Sampled, TopK
 from potstill.train.trackers import open_tracker
 
@@ -293,6 +300,8 @@ class Training:
             put_weights(self.parameters, self.best or self._averaged_copy())
         num_trainable = sum(p.numel() for p in self.student.trainable().values())
         attend_as_before(self.student.model)
+        if self.ranks.is_first:
+            save_adapter(self.student, adapter_of(out.model))
         model = merged(self.student).eval()
         if self.ranks.is_first:
             save_model(model, self.tokenizer, out.model)

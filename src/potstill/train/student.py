@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,19 @@ def merged(student: Student) -> nn.Module:
         return student.model.to(student.stored)
     student.adapter.float()
     return student.adapter.merge_and_unload().to(student.stored)
+
+
+def save_adapter(student: Student, out: Path) -> None:
+    """Writes the LoRA updates as a peft folder, before `merged` puts them into the weights.
+
+    A folder of an earlier training is taken away where there is no adapter.
+    """
+    if student.adapter is None:
+        shutil.rmtree(out, ignore_errors=True)
+        return
+    with whole_folder(out) as folder, quiet():
+        # "auto" would ask the hub whether the base has other word vectors; LoRA leaves them.
+        student.adapter.save_pretrained(folder, save_embedding_layers=False)
 
 
 def save_model(model: nn.Module, tokenizer: Any, out: Path) -> None:
