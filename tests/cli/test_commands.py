@@ -68,7 +68,7 @@ def test_models_list_holds_the_tutorials_models(capsys):
 
 def test_doctor_names_every_extra(capsys):
     assert run("doctor", "--json") == 0
-    assert set(json.loads(capsys.readouterr().out)["extras"]) == {"train", "data", "export"}
+    assert set(json.loads(capsys.readouterr().out)["extras"]) == {"train", "data", "export", "serve"}
 
 
 @pytest.mark.journey
