@@ -68,7 +68,8 @@ def test_models_list_holds_the_tutorials_models(capsys):
 
 def test_doctor_names_every_extra(capsys):
     assert run("doctor", "--json") == 0
-    assert set(json.loads(capsys.readouterr().out)["extras"]) == {"train", "data", "export", "serve"}
+    extras = json.loads(capsys.readouterr().out)["extras"]
+    assert set(extras) == {"train", "data", "export", "serve"}
 
 
 @pytest.mark.journey

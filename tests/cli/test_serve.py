@@ -144,12 +144,13 @@ def talk(monkeypatch, capsys, *lines, options=()):
 
 
 def test_a_conversation_is_remembered_until_it_is_reset(parrot, monkeypatch, capsys):
-    lines = ("a", "b", "/reset", "c", "/help", "/exit", "never read")
+    lines = ("a", "b", "c", "/reset", "c", "/help", "/exit", "never read")
     code, out, err = talk(monkeypatch, capsys, *lines, options=("--system", "Be kind."))
     assert code == 0
     assert out == [
         "system:Be kind. user:a",
-        "system:Be kind. user:a assistant:system:Be kind. user:a user:b",
+        (two := "system:Be kind. user:a assistant:system:Be kind. user:a user:b"),
+        f"{two} assistant:{two} user:c",
         "system:Be kind. user:c",
     ]
     assert err.count("/exit ends") == 2

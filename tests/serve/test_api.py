@@ -167,6 +167,15 @@ def test_models_and_health_are_told(server):
         assert json.load(reply) == {"status": "ok"}
 
 
+def test_who_knows_no_words_for_tokens_says_so(folder):
+    with running(Slow()) as server:
+        create = client(server).chat.completions.create
+        error = refused(create, model="student", messages=ASK, logprobs=True)
+        assert (error.status_code, error.param) == (400, "logprobs")
+        error = refused(client(server).completions.create, model="student", prompt="Hi")
+        assert (error.status_code, error.param) == (400, "prompt")
+
+
 def test_health_tells_of_an_engine_that_has_ended():
     model = Slow()
     with running(model) as server:

@@ -4,9 +4,12 @@ import asyncio
 import json
 import threading
 
+import numpy as np
+import openai
 import pytest
 from serve.fakes import Sure
 from serve.running import client, counted, running
+from tiny import tiny_tokenizer
 
 from potstill.data.load import load_dataset
 from potstill.errors import ConfigError, TeacherError
@@ -38,8 +41,6 @@ def fallbacks(server, outcome):
 
 
 def test_confidence_is_the_mean_probability_of_the_tokens_and_a_token_untold_has_none():
-    import numpy as np
-
     ids_NK = np.array([[5, 7], [7, 5], [1, 2]])
     logprobs_NK = np.log([[0.5, 0.25], [0.8, 0.125], [0.5, 0.25]])
     arrays = LogprobArrays(np.array([5, 5, 9]), ids_NK, logprobs_NK, np.zeros(3))
@@ -66,17 +67,28 @@ def test_the_teacher_answers_where_the_student_is_not_sure(stream):
     assert teacher.is_closed
 
 
-def test_a_model_that_tells_no_probabilities_has_no_fallback():
-    class Mute(Sure):
-        async def respond(self, record, sampling, *, turn=0, sample=0):
-            found = await super().respond(record, sampling)
-            return found.model_copy(update={"logprobs": None})
+class Mute(Sure):
+    """Tells no probabilities."""
 
+    async def respond(self, record, sampling, *, turn=0, sample=0):
+        found = await super().respond(record, sampling)
+        return found.model_copy(update={"logprobs": None})
+
+
+def test_a_model_that_tells_no_probabilities_has_no_fallback():
     model, teacher = Mute("mute"), Sure("teacher")
     server = Server(model, open_door(port=0), Settings(name="x"), fallback=teacher)
     with pytest.raises(ConfigError, match="mute does not tell how probable"):
         asyncio.run(server.run())
     assert model.is_closed and teacher.is_closed
+
+
+def test_log_probabilities_that_do_not_come_are_not_passed_over():
+    model = Mute("mute")
+    model.tokenizer = tiny_tokenizer()  # the words would be known
+    with running(model) as server, pytest.raises(openai.BadRequestError) as caught:
+        ask(server, logprobs=True)
+    assert caught.value.param == "logprobs"
 
 
 def test_a_sure_student_answers_itself():

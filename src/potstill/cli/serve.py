@@ -201,5 +201,6 @@ def _run(server: Server, name: str, json: bool) -> None:
         asyncio.run(server.run(ready))
     except KeyboardInterrupt:
         pass  # how a server is ended
-    for line in server.summary():
-        console.print_story(line)
+    finally:  # SIGTERM has an exit code of its own
+        for line in server.summary():
+            console.print_story(line)

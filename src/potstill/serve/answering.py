@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import math
 import time
@@ -13,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from potstill.errors import PotstillError, VocabMismatch
+from potstill.models.endpoint import EndpointModel
+from potstill.models.engines import GgufModel
 from potstill.models.logprobs import chosen_logprobs, logprob_arrays
 from potstill.protocols import ChatModel
 from potstill.serve.asked import MOST_LOGPROBS, Asked
 from potstill.serve.refusals import Refusal, refusal_of_row
 from potstill.serve.told import Spell
-from potstill.targets.pieces import piece_bytes
+from potstill.targets.pieces import gguf_piece_bytes, piece_bytes
 from potstill.types import Logprobs, Record, Response, Sampling
 
 _LONGEST_WAIT_SECONDS = 60
@@ -88,6 +91,7 @@ class Answerer:
         self.name = name
         self._model, self._fallback = model, fallback
         self._spell = _speller(model)
+        self._is_local = hasattr(model, "tokenizer")
 
     @property
     def spell(self) -> Spell | None:
@@ -106,8 +110,6 @@ class Answerer:
 
     def refuse_what_it_cannot(self, asked: Asked) -> None:
         """Raises Refusal where the model has no way to answer as asked."""
-        from potstill.models.endpoint import EndpointModel
-
         if asked.model is not None:
             self.refuse_another_name(asked.model)
         if not asked.is_chat and not hasattr(self._model, "complete"):
@@ -126,11 +128,10 @@ class Answerer:
                 param="logprobs",
             )
         sampling = asked.sampling
-        if self._spell is not None and (sampling.frequency_penalty or sampling.presence_penalty):
+        if self._is_local and (sampling.frequency_penalty or sampling.presence_penalty):
             raise Refusal(
                 400,
-                f"{self.name} is answered by transformers here, which has no penalties; leave "
-                "them out",
+                f"what answers for {self.name} here has no penalties; leave them out",
                 param="frequency_penalty" if sampling.frequency_penalty else "presence_penalty",
             )
 
@@ -178,6 +179,9 @@ class Answerer:
         if asked.is_chat and (asked.logprobs is not None or self._fallback is not None):
             sampling = sampling.model_copy(update={"top_logprobs": MOST_LOGPROBS})
 
+        if asked.logprobs is not None and self._spell is not None:
+            await asyncio.to_thread(self._spell, 0)  # a vocabulary is read without holding others
+
         def on_text(text: str) -> None:
             put(Piece(place, text))
 
@@ -193,6 +197,8 @@ class Answerer:
             response = await self._model.respond(record, sampling)
         if response.finish_reason == "error":
             raise refusal_of_row(response.error)
+        if asked.logprobs is not None and response.text and response.logprobs is None:
+            raise Refusal(400, f"{self.name} tells no log-probabilities", param="logprobs")
         response = response.model_copy(update={"model": self.name})
         if self._fallback is None or not asked.is_chat:
             return response
@@ -232,6 +238,10 @@ def tells_text(model: ChatModel) -> bool:
 
 
 def _speller(model: ChatModel) -> Spell | None:
+    if isinstance(model, GgufModel):
+        # Reading the file's vocabulary takes a second: only once somebody wants it.
+        read = functools.cache(lambda: gguf_piece_bytes(model.path))
+        return lambda id_: read()[id_] or b""
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         return None

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
-from potstill.errors import VocabMismatch
+from potstill.errors import MissingExtra, VocabMismatch
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "\u2581"
+_CONTROL = 3
+"""Type of a control token in the GGUF format."""
 
 
 def piece_bytes(tokenizer: Any) -> list[bytes | None]:
@@ -43,6 +46,32 @@ def piece_bytes(tokenizer: Any) -> list[bytes | None]:
         elif not added[id_]["special"]:
             pieces[id_] = text.encode()  # added tokens are plain text in either kind
     return pieces
+
+
+def gguf_piece_bytes(path: Path) -> list[bytes | None]:
+    """As `piece_bytes`, of the tokenizer inside a GGUF file.
+
+    Raises:
+        MissingExtra: If the package that reads GGUF files is not installed.
+        VocabMismatch: As `piece_bytes`.
+    """
+    try:
+        from gguf import GGUFReader
+    except ModuleNotFoundError:
+        raise MissingExtra(
+            'reading GGUF files needs an extra: pip install "potstill[export]"'
+        ) from None
+    fields = GGUFReader(path).fields
+    kind = fields["tokenizer.ggml.model"].contents()
+    to_bytes = {"gpt2": _byte_level, "llama": _sentencepiece}.get(kind)
+    if to_bytes is None:
+        raise VocabMismatch(f"{path.name}: tokens of the kind {kind!r} are not known as bytes")
+    texts = fields["tokenizer.ggml.tokens"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    return [
+        None if type_ == _CONTROL else to_bytes(text)
+        for text, type_ in zip(texts, types, strict=True)
+    ]
 
 
 def ids_by_bytes(tokenizer: Any, *, with_control: bool = False) -> dict[bytes, int]:
