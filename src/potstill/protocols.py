@@ -224,6 +224,8 @@ BUILTIN: dict[Kind, dict[str, str]] = {
     "exporter": {
         "huggingface": "potstill.export.huggingface:export_huggingface",
         "gguf": "potstill.export.gguf:export_gguf",
+        "ctranslate2": "potstill.export.ctranslate:export_ctranslate2",
+        "onnx": "potstill.export.onnx_genai:export_onnx",
     },
     "executor": {"local": "potstill.jobs.executor:LocalExecutor"},
 }

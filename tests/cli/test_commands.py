@@ -69,7 +69,15 @@ def test_models_list_holds_the_tutorials_models(capsys):
 def test_doctor_names_every_extra(capsys):
     assert run("doctor", "--json") == 0
     extras = json.loads(capsys.readouterr().out)["extras"]
-    assert set(extras) == {"train", "data", "export", "serve"}
+    assert set(extras) == {"train", "data", "export", "serve", "ctranslate2", "onnx"}
+    assert extras["train"]["torch"]
+
+
+def test_doctor_says_what_lives_in_an_environment_of_its_own_and_why(capsys):
+    assert run("doctor") == 0
+    said = capsys.readouterr().out
+    assert "lm_eval" in said and "it needs transformers below 5" in said
+    assert "torch 2." in said
 
 
 @pytest.mark.journey

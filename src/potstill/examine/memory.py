@@ -62,6 +62,20 @@ if torch.cuda.is_available():
 _empty_peaks: dict[str, int] = {}
 _measuring_empty = threading.Lock()
 
+# Without a folder it imports the same and loads nothing.
+_EMBEDDED = f"""
+import sys, transformers
+from pathlib import Path
+from potstill.models.embedded import open_embedded
+from potstill.types import Sampling
+__import__(sys.argv[1].replace("-", "_"))
+if len(sys.argv) > 2:
+    engine = open_embedded(Path(sys.argv[2]), threads=1)
+    engine.generate(engine.encode(sys.argv[3]), Sampling(max_new_tokens=32))
+{_TOLD}
+{_PRINT}
+"""
+
 
 def own_peak_bytes() -> int:
     """Peak resident memory of this process since its program started."""
@@ -153,6 +167,22 @@ def memory_of_engine(
         note += f"; with room for {ready:,} tokens of cache"
     signature = "peak resident memory of the engine's process, minus an empty one"
     return {"memory": _bytes(peak_bytes - empty, signature, note), **found}
+
+
+def memory_of_embedded(folder: Path, package: str, prompt: str) -> dict[str, Estimate]:
+    """What a folder of an embedded engine takes while it answers one prompt in a fresh process.
+
+    Args:
+        package: The engine, such as ctranslate2.
+
+    Raises:
+        DataError: If the engine cannot load the folder.
+    """
+    empty = _told(["-c", _EMBEDDED, package], package)["peak"]
+    peak = _told(["-c", _EMBEDDED, package, str(folder), prompt], str(folder))["peak"]
+    note = f"{empty / 1e6:.0f} MB of the empty interpreter are subtracted"
+    what = f"peak resident, minus an interpreter with {package} and transformers imported"
+    return {"memory": _bytes(peak - empty, what, note)}
 
 
 def memory_of_processes(peak_bytes: int | None) -> Estimate:

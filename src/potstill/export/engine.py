@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from potstill.types import Message
+
 
 class Step(NamedTuple):
     """One generated token."""
@@ -27,3 +29,6 @@ class Continuation(NamedTuple):
 
 Engine = Callable[[Path, Sequence[tuple[str, Sequence[int]]], int, int], list[Continuation]]
 """(artefact, [(text, ids) of each prompt], tokens, top tokens) -> a continuation for each."""
+
+OwnTurns = Callable[[Path, Sequence[Sequence[Message]]], tuple[tuple[int, ...], list[list[int]]]]
+"""(artefact, conversations) -> its end tokens, and the ids of each conversation as a prompt."""

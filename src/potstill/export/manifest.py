@@ -15,7 +15,10 @@ NAME = "manifest.json"
 CARD = "README.md"
 """The model card, which is written last and again whenever more is known."""
 
-TOOLS = ("potstill", "torch", "transformers", "peft", "gguf", "xllamacpp")
+TOOLS = (
+    *("potstill", "torch", "transformers", "peft", "gguf", "xllamacpp"),
+    *("ctranslate2", "onnxruntime", "onnxruntime-genai"),
+)
 
 
 class File(Noun):
@@ -44,6 +47,10 @@ class Parity(Noun):
 
     tokenizer_agreement: float
     """Share of prompts that the artefact's own tokenizer cuts into the same tokens."""
+
+    template_agreement: float | None = None
+    """Share of prompts that the artefact's own chat template and tokenizer turn into the same
+    tokens, with the same tokens to end an answer; None where its engine tells neither."""
 
     limits: dict[str, float]
     changed_limits: dict[str, float] = {}

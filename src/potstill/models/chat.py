@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import SecretStr
 
 from potstill.config import StudentConfig, TeacherConfig
-from potstill.models.catalog import ModelRef, find_model
+from potstill.models.catalog import EMBEDDED, ModelRef, find_model
+from potstill.models.embedded import EmbeddedModel
 from potstill.models.endpoint import EndpointModel
 from potstill.models.engines import GgufModel, has_llama_cpp
 from potstill.models.launch import open_launched
@@ -33,8 +34,9 @@ def open_chat_model(
     key: SecretStr | None = None,
     capture: Capture | None = None,
     top_logprobs: int = 0,
-) -> EndpointModel | GgufModel | LaunchedModel | LocalModel | ChatModel:
-    """Opens a model for asking: an endpoint, llama.cpp for GGUF files, else its weights.
+) -> EndpointModel | GgufModel | EmbeddedModel | LaunchedModel | LocalModel | ChatModel:
+    """Opens a model for asking: an endpoint, llama.cpp for GGUF files, an embedded engine
+    for folders made for one, else its weights.
 
     What the workspace names an `opener` for is opened by that.
 
@@ -77,6 +79,8 @@ def open_chat_model(
         )
     if ref.kind == "gguf" and has_llama_cpp():
         return GgufModel(ref.source, name=ref.name)
+    if ref.kind in EMBEDDED:
+        return EmbeddedModel(ref)
     from potstill.models.local import LocalModel
 
     return LocalModel(ref, dtype=dtype, batch_size=batch_size, capture=capture)

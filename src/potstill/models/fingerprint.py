@@ -13,7 +13,7 @@ from potstill.types import Message, Record, Sampling
 _VERSION = 1
 _BLOCK = 65_536
 _NUM_BLOCKS = 64
-_COUNTED = ("*.safetensors", "*.json", "*.jinja", "*.model")
+_COUNTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "model.bin", "*.onnx", "*.onnx.data")
 """Weights, configs, the chat template, and a tokenizer that is not JSON."""
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=True)

@@ -83,8 +83,10 @@ def cached_folder(source: ModelRef | Path | str) -> Path:
         DataError: If the folder holds pickled weights or code.
     """
     ref = source if isinstance(source, ModelRef) else find_model(str(source))
-    if ref.kind in ("endpoint", "opener"):
-        what = "an endpoint" if ref.kind == "endpoint" else "opened by code of its own"
+    if ref.kind not in ("huggingface", "gguf"):
+        what = {"endpoint": "an endpoint", "opener": "opened by code of its own"}.get(
+            ref.kind, f"made for {ref.kind}"
+        )
         raise ConfigError(
             f"{ref.name} is {what} ({ref.source}): it has no weights here. Losses on "
             f"probabilities and students need a folder or a file"

@@ -45,12 +45,16 @@ def write_cards(ctx: Context) -> None:
         write_text(run.dataset_card, dataset_card(ctx))
 
 
+_LIBRARY = {"huggingface": "transformers", "onnx": "onnxruntime-genai"}
+"""Format -> what the hub calls its library, where it is not the format's own name."""
+
+
 def model_card(ctx: Context, manifest: ExportManifest) -> str:
     """The card of one artefact: Markdown below the YAML header that the hub reads."""
     base = find_model(ctx.config.student.place, workspace=ctx.workspace)
     header: dict[str, Any] = {
         **_licence(base),
-        "library_name": "gguf" if manifest.format == "gguf" else "transformers",
+        "library_name": _LIBRARY.get(manifest.format, manifest.format),
         "pipeline_tag": "text-generation",
         "tags": ["potstill", "distillation", manifest.quant],
     }
@@ -232,4 +236,11 @@ def _use(manifest: ExportManifest, name: str) -> list[str]:
         return ["peft: `AutoPeftModelForCausalLM.from_pretrained(FOLDER)`"]
     if manifest.format == "huggingface":
         return ["transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`"]
+    if manifest.format == "ctranslate2":
+        return ["CTranslate2: `ctranslate2.Generator(FOLDER)`"]
+    if manifest.format == "onnx":
+        return [
+            "ONNX Runtime GenAI: `onnxruntime_genai.Model(FOLDER)`",
+            f"Foundry Local: copy the folder into its cache, then `foundry model run {name}`",
+        ]
     return []

@@ -186,7 +186,8 @@ def _disk_bytes(row: Row) -> int | None:
     path = Path(row.ref.source)
     if row.ref.kind == "endpoint" or (row.engine and not path.exists()):
         return None
-    return disk_bytes(path if row.engine or row.ref.kind == "gguf" else cached_folder(row.ref))
+    is_as_it_is = row.engine or row.ref.kind != "huggingface"
+    return disk_bytes(path if is_as_it_is else cached_folder(row.ref))
 
 
 def _evaluate_plain(ctx: Context, records: list[Record]) -> None:

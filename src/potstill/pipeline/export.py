@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import ConfigError
+from potstill.models.catalog import EMBEDDED
 from potstill.pipeline.artefacts import NUM_PROMPTS, make_artefact, refuse_early
 from potstill.pipeline.context import Context, weights_key
 from potstill.rundir import read_jsonl
@@ -42,12 +43,14 @@ def export_as(
 
 
 def exported_files(ctx: Context) -> dict[str, Path]:
-    """Artefacts that can be asked like a model: name as in the config -> main file."""
+    """Artefacts that can be asked like a model: name as in the config -> main file, or folder."""
     found = {}
     for name in ctx.config.export:
         file = ctx.run.facts(f"export-{name}").get("file")
         if file and file.endswith(".gguf") and (ctx.run.export(name) / file).exists():
             found[name] = ctx.run.export(name) / file
+        elif file and name.partition(":")[0] in EMBEDDED and ctx.run.export(name).exists():
+            found[name] = ctx.run.export(name)
     return found
 
 

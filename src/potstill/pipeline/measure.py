@@ -10,9 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.examine.memory import memory_of, memory_of_engine, memory_of_processes
+from potstill.examine.memory import (
+    memory_of,
+    memory_of_embedded,
+    memory_of_engine,
+    memory_of_processes,
+)
 from potstill.examine.speed import Latencies, interleaved_latency
 from potstill.models.catalog import ModelRef
+from potstill.models.embedded import PACKAGES
 from potstill.models.machine import is_elsewhere, num_cores, processor
 from potstill.pipeline.context import Context, wait, weights_key
 from potstill.protocols import ChatModel
@@ -147,6 +153,9 @@ def _memory(
 
             prompt = ctx.task.turns(records[0])[0].messages[-1].content
             return memory_of(cached_folder(row.ref), prompt)
+        if row.ref.kind in PACKAGES:
+            prompt = ctx.task.turns(records[0])[0].messages[-1].content
+            return memory_of_embedded(Path(row.ref.source), PACKAGES[row.ref.kind], prompt)
         return {}
 
     ctx.tell("measure", "progress", f"memory of {', '.join(row.role for row in rows)}", done=0)

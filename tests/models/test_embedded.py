@@ -1,0 +1,87 @@
+"""Folders of other engines answer like any model."""
+
+import asyncio
+
+import pytest
+from tiny import tiny_llama
+
+from potstill.errors import ConfigError, DataError, TeacherError
+from potstill.export.ctranslate import export_ctranslate2
+from potstill.models.catalog import find_model
+from potstill.models.chat import open_chat_model
+from potstill.models.embedded import EmbeddedModel, is_installed
+from potstill.models.weights import cached_folder
+from potstill.types import Message, Record, Sampling
+
+ASKED = Record(id="1", messages=(Message(role="user", content="Where is my order?"),))
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A tiny Llama in CTranslate2."""
+    if not is_installed("ctranslate2"):
+        pytest.skip("ctranslate2 is not installed")
+    export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
+    return open_chat_model(tmp_path / "out")
+
+
+def respond(model, sampling, record=ASKED):
+    return asyncio.run(model.respond(record, sampling))
+
+
+def test_greedy_answers_repeat_and_drawn_ones_differ(model):
+    texts = [
+        respond(model, Sampling(temperature=temperature, max_new_tokens=12)).text
+        for temperature in (0.0, 0.0, 1.5)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_answer_is_cut_at_its_length_and_at_a_stop_text(model):
+    whole = respond(model, Sampling(max_new_tokens=6))
+    assert (whole.finish_reason, whole.num_new_tokens) == ("length", 6)
+    word = whole.text[2:4]
+    cut = respond(model, Sampling(max_new_tokens=6, stop=(word,)))
+    assert cut.finish_reason == "stop" and cut.text == whole.text.partition(word)[0]
+
+
+def test_each_token_is_told_as_it_comes(model):
+    told = []
+    response = asyncio.run(model.stream(ASKED, Sampling(max_new_tokens=5), lambda: told.append(1)))
+    assert len(told) == response.num_new_tokens == 5
+
+
+def test_a_prompt_that_is_too_long_is_an_error_row(model):
+    long = Record(id="2", messages=(Message(role="user", content="order " * 600),))
+    response = respond(model, Sampling(), long)
+    assert response.finish_reason == "error" and response.error.startswith("too_long")
+    assert "reads 512" in response.error
+
+
+def test_a_closed_model_says_so(model):
+    asyncio.run(model.close())
+    with pytest.raises(TeacherError, match="was closed"):
+        respond(model, Sampling())
+
+
+def test_other_weights_are_another_identity(model, tmp_path):
+    export_ctranslate2(tiny_llama(tmp_path / "n", seed=1), tmp_path / "other", quant="float32")
+    (tmp_path / "other" / "manifest.json").unlink()
+    (tmp_path / "out" / "manifest.json").unlink()
+    found = [EmbeddedModel(find_model(str(tmp_path / name))) for name in ("out", "other")]
+    assert found[0].identity != found[1].identity
+    assert "ctranslate2" in found[0].known_as and found[0].setting["engine"] == "ctranslate2"
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"), [("genai_config.json", "onnx"), ("model.bin", "ctranslate2")]
+)
+def test_a_folder_is_known_by_its_engines_file(tmp_path, file, kind):
+    (tmp_path / file).write_text("{}")
+    ref = find_model(str(tmp_path))
+    assert ref.kind == kind
+    with pytest.raises(ConfigError, match=f"made for {kind}.*has no weights here"):
+        cached_folder(ref)
+    if is_installed(kind):
+        with pytest.raises((DataError, OSError), match="cannot load"):
+            open_chat_model(ref)
