@@ -11,7 +11,7 @@ from potstill.config import load_config
 from potstill.export.huggingface import export_huggingface
 from potstill.export.manifest import read_manifest
 from potstill.pipeline.cards import dataset_card, model_card, write_cards
-from potstill.pipeline.context import Context
+from potstill.pipeline.context import Context, weights_key
 from potstill.rundir import RunDir, write_text
 
 SECRET = "my account number is 4711"
@@ -51,7 +51,7 @@ def test_the_hub_reads_the_header_of_both_cards(ctx):
     hub = pytest.importorskip("huggingface_hub")
     write_cards(ctx)
     card = hub.ModelCard.load(ctx.run.export("huggingface") / "README.md")
-    assert card.data.pipeline_tag == "text-generation"
+    assert (card.data.pipeline_tag, card.data.library_name) == ("text-generation", "transformers")
     assert card.data.license == "unknown"
     data = hub.DatasetCard.load(ctx.run.dataset_card)
     assert data.data.size_categories == ["1K<n<10K"]
@@ -81,6 +81,7 @@ def test_a_base_on_the_hub_is_named_with_its_licence(ctx):
     for place, base, licence in (
         ("maker/small-1b", "maker/small-1b", "unknown"),
         ("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "llama3.2"),
+        ("deepseek-v3", "deepseek-ai/DeepSeek-V3", "other"),
     ):
         student = ctx.config.student.model_copy(update={"source": place})
         changed = ctx.config.model_copy(update={"student": student})
@@ -96,7 +97,16 @@ def test_a_folder_is_no_base_that_others_could_look_up(ctx):
     assert "base model: small" in body
 
 
-def test_a_card_is_no_part_of_what_the_manifest_hashes(ctx):
+def test_a_card_makes_no_other_model_of_its_folder(ctx):
+    folder = ctx.run.export("huggingface")
+    before = weights_key(folder)
     write_cards(ctx)
-    names = {file.name for file in read_manifest(ctx.run.export("huggingface")).files}
-    assert "README.md" not in names
+    assert weights_key(folder) == before
+
+
+def test_a_card_is_no_part_of_what_the_manifest_hashes(ctx):
+    (ctx.run.model / "README.md").write_text("of an earlier version")
+    folder = export_huggingface(ctx.run.model, ctx.run.export("huggingface"))
+    assert "README.md" not in {file.name for file in read_manifest(folder).files}
+    write_cards(ctx)
+    assert "earlier version" not in (folder / "README.md").read_text()

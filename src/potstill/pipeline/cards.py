@@ -45,8 +45,13 @@ def write_cards(ctx: Context) -> None:
         write_text(run.dataset_card, dataset_card(ctx))
 
 
-_LIBRARY = {"huggingface": "transformers", "onnx": "onnxruntime-genai"}
-"""Format -> what the hub calls its library, where it is not the format's own name."""
+_LIBRARY = {
+    "huggingface": "transformers",
+    "gguf": "gguf",
+    "onnx": "onnxruntime-genai",
+    "ctranslate2": "ctranslate2",
+}
+"""Format -> what the hub calls its library."""
 
 
 def model_card(ctx: Context, manifest: ExportManifest) -> str:
@@ -54,9 +59,9 @@ def model_card(ctx: Context, manifest: ExportManifest) -> str:
     base = find_model(ctx.config.student.place, workspace=ctx.workspace)
     header: dict[str, Any] = {
         **_licence(base),
-        "library_name": _LIBRARY.get(manifest.format, manifest.format),
+        **_library(manifest),
         "pipeline_tag": "text-generation",
-        "tags": ["potstill", "distillation", manifest.quant],
+        "tags": ["potstill", "distillation"],
     }
     if _is_on_hub(base):
         header |= {"base_model": base.source, "base_model_relation": _relation(manifest)}
@@ -112,7 +117,18 @@ def _licence(base: ModelRef) -> dict[str, str]:
     if not base.licence:
         return {"license": "unknown"}
     known = LICENCES.get(base.licence.lower())
-    return {"license": known} if known else {"license": "other", "license_name": base.licence}
+    if known:
+        return {"license": known}
+    name = re.sub(r"[^a-z0-9.]+", "-", base.licence.lower()).strip("-")
+    return {"license": "other", "license_name": name}
+
+
+def _library(manifest: ExportManifest) -> dict[str, str]:
+    """What reads the artefact, where the hub has a name for it."""
+    if manifest.quant == "adapter":
+        return {"library_name": "peft"}
+    known = _LIBRARY.get(manifest.format)
+    return {"library_name": known} if known else {}
 
 
 def _relation(manifest: ExportManifest) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import SecretStr
 
 from potstill.config import DistillConfig
+from potstill.export.manifest import CARD
 from potstill.protocols import ChatModel, Task
 from potstill.rundir import RunDir, content_hash
 from potstill.tasks import get_task
@@ -153,7 +154,8 @@ def weights_key(place: str | Path) -> Any:
     """What identifies a model for a stage's hash, without reading gigabytes.
 
     A folder or file counts by names, sizes and times of change, plus the content of its
-    config; everything else (a short name, a URL) by its name.
+    config; everything else (a short name, a URL) by its name. A card says something about the
+    model and is no part of it.
     """
     path = Path(place)
     if path.is_file():
@@ -161,6 +163,7 @@ def weights_key(place: str | Path) -> Any:
         return [path.name, stat.st_size, stat.st_mtime_ns]
     if not path.is_dir():
         return str(place)
-    files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    there = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = [p for p in there if p.name != CARD]
     sizes = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     return [sizes, content_hash(path / "config.json")]
