@@ -52,6 +52,11 @@ def test_the_distilled_student_is_fixed_in_the_config_and_no_teacher_row_is_in_t
     assert teacher_training(FAST, 1).seed == 1
 
 
+def test_no_step_is_chosen_by_the_loss_on_a_handful_of_rows():
+    tree = config_tree(FULL, seed=0, teacher={"source": "t"}, student=None, gold_all=False)
+    assert tree["train"]["eval_steps"] == tree["train"]["max_steps"]
+
+
 def test_an_endpoint_as_teacher_is_learnt_from_by_text():
     tree = config_tree(FULL, seed=0, teacher={"url": "http://x/v1"}, student=None, gold_all=False)
     assert tree["loss"]["kind"] == "sft"

@@ -97,7 +97,7 @@ def config_tree(
             "weight_decay": 0.0,
             "warmup": 0.05,
             "early_stopping": False,
-            "eval_steps": max(1, recipe.student_steps // 2),
+            "eval_steps": recipe.student_steps,
             "seed": seed,
         },
         "evaluate": {
