@@ -77,6 +77,13 @@ def test_values_cannot_become_markup_and_no_text_or_place_gets_out(ctx, tmp_path
         assert "jade desk fan" not in text
 
 
+def test_a_teacher_that_has_moved_since_is_named_and_no_more(ctx, tmp_path):
+    teacher = ctx.config.teacher.model_copy(update={"source": str(tmp_path / "gone" / "tuned")})
+    moved = Context(ctx.config.model_copy(update={"teacher": teacher}), ctx.run)
+    card = model_card(moved, read_manifest(moved.run.export("huggingface")))
+    assert "tuned" in card and "gone" not in card
+
+
 def test_a_base_on_the_hub_is_named_with_its_licence(ctx):
     for place, base, licence in (
         ("maker/small-1b", "maker/small-1b", "unknown"),

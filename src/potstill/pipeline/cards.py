@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from potstill.errors import ConfigError
 from potstill.examine.markdown import safe, table, titled
 from potstill.examine.numbers import estimate, number, size
 from potstill.examine.report_verdict import metric_text, role_text
@@ -149,7 +151,13 @@ def _named(ref: ModelRef) -> str:
 
 
 def _terms(ctx: Context) -> list[TeacherTerms]:
-    return [terms_of(one, workspace=ctx.workspace) for one in ctx.config.teachers]
+    found = []
+    for one in ctx.config.teachers:
+        try:
+            found.append(terms_of(one, workspace=ctx.workspace))
+        except ConfigError:  # it has moved since it taught, and the artefact is made already
+            found.append(TeacherTerms(teacher=Path(one.place).name))
+    return found
 
 
 def _warnings(ctx: Context) -> str:
