@@ -156,7 +156,17 @@ def test_a_conversation_is_remembered_until_it_is_reset(parrot, monkeypatch, cap
     assert err.count("/exit ends") == 2
 
 
-def test_ctrl_c_breaks_off_an_answer_and_not_the_conversation(parrot, monkeypatch, capsys):
+@pytest.fixture
+def heeds_ctrl_c():
+    """As in a terminal; what a shell runs in the background begins with Ctrl-C switched off."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_breaks_off_an_answer_and_not_the_conversation(
+    parrot, heeds_ctrl_c, monkeypatch, capsys
+):
     code, out, err = talk(monkeypatch, capsys, "a", "stop!", "b")
     assert code == 0
     assert out == ["user:a", "user", "user:a assistant:user:a user:b", ""]
