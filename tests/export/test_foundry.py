@@ -60,7 +60,7 @@ def test_a_template_that_cannot_be_cut_keeps_the_single_question(template, promp
 @pytest.mark.slow
 def test_a_conversation_put_together_from_the_pieces_is_what_the_source_is_asked(tmp_path):
     if not is_installed("onnx"):
-        pytest.skip("onnxruntime-genai is not installed")
+        pytest.skip('no engine for it here: pip install "potstill[onnx]"')
     artefact = export_onnx(tiny_llama(tmp_path / "faq", hidden=64), tmp_path / "out", quant="fp32")
     told = json.loads((tmp_path / "out" / "inference_model.json").read_text())
     assert told["Name"] == "faq-fp32"

@@ -18,7 +18,7 @@ def test_a_student_in_ctranslate2_is_a_row_of_the_report(tmp_path):
     from tiny import tiny_llama
 
     if not is_installed("ctranslate2"):
-        pytest.skip("ctranslate2 is not installed")
+        pytest.skip('no engine for it here: pip install "potstill[ctranslate2]"')
     rows = [{"question": f"What is {i} and {i}?", "answer": f"{2 * i}"} for i in range(60)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tree = {

@@ -20,7 +20,7 @@ ASKED = Record(id="1", messages=(Message(role="user", content="Where is my order
 def model(tmp_path):
     """A tiny Llama in CTranslate2."""
     if not is_installed("ctranslate2"):
-        pytest.skip("ctranslate2 is not installed")
+        pytest.skip('no engine for it here: pip install "potstill[ctranslate2]"')
     export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
     return open_chat_model(tmp_path / "out")
 

@@ -50,7 +50,7 @@ def export_ctranslate2(model_dir: Path, out_dir: Path, *, quant: str | None = No
             with quiet():
                 converter = TransformersConverter(str(model_dir))
                 converter.convert(str(folder), quantization=QUANTS[quant], force=True)
-        except (ValueError, RuntimeError, NotImplementedError, KeyError, AttributeError) as error:
+        except (ValueError, RuntimeError, KeyError, AttributeError) as error:
             raise ExportError(
                 f"CTranslate2's converter refuses {model_dir}: {str(error).strip()}; export gguf, "
                 f"or huggingface"
