@@ -1,6 +1,9 @@
 """Folders of other engines answer like any model."""
 
 import asyncio
+import os
+import subprocess
+import sys
 
 import pytest
 from tiny import tiny_llama
@@ -62,6 +65,24 @@ def test_a_closed_model_says_so(model):
     asyncio.run(model.close())
     with pytest.raises(TeacherError, match="was closed"):
         respond(model, Sampling())
+
+
+_LEFT_OPEN = """
+import os, sys
+from pathlib import Path
+from potstill.models.embedded import open_embedded
+from potstill.types import Sampling
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+engine = open_embedded(Path(sys.argv[1]), threads=1)
+engine.generate(engine.encode("order"), Sampling(max_new_tokens=4))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="one core is Linux's to give")
+def test_a_program_that_leaves_a_model_open_ends_well(model, tmp_path):
+    command = [sys.executable, "-c", _LEFT_OPEN, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_other_weights_are_another_identity(model, tmp_path):

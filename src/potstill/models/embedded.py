@@ -14,6 +14,7 @@ import importlib.util
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -209,9 +210,12 @@ class _CTranslate2:
     def __init__(self, folder: Path, threads: int):
         import ctranslate2
 
-        self._generator = ctranslate2.Generator(
+        generator = ctranslate2.Generator(
             str(folder), device="cpu", inter_threads=1, intra_threads=threads
         )
+        # A generator that is left when the interpreter ends aborts the process.
+        self._held = [generator]
+        weakref.finalize(self, self._held.clear)
         self.tokenizer = _tokenizer(folder)
         told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         self.end_ids = _ids(told["eos_token_id"])
@@ -244,7 +248,7 @@ class _CTranslate2:
                 on_token()
             return False
 
-        (found,) = self._generator.generate_batch(
+        (found,) = self._held[0].generate_batch(
             [self.tokenizer.convert_ids_to_tokens(list(ids))],
             max_length=sampling.max_new_tokens,
             end_token=list(self.end_ids),
