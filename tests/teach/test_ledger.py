@@ -1,6 +1,7 @@
 """What was acknowledged is never lost, nothing is there twice, and damage is found and mended."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -200,7 +201,7 @@ def test_a_segment_that_is_gone_is_asked_again(tmp_path):
     assert found(tmp_path, OUTCOMES) == list(range(10))
 
 
-@pytest.mark.parametrize("damage", ["gone", "emptied", "overwritten", "torn"])
+@pytest.mark.parametrize("damage", ["gone", "emptied", "overwritten", "torn", "older"])
 def test_a_lost_index_is_made_again(tmp_path, damage):
     fill(tmp_path, OUTCOMES, together=2, most_bytes=1500)
     assert len(LedgerDir(tmp_path).segments()) > 2
@@ -208,6 +209,11 @@ def test_a_lost_index_is_made_again(tmp_path, damage):
     data = index.read_bytes()
     if damage == "gone":
         index.unlink()
+    elif damage == "older":  # whatever it says, another version meant something else
+        with contextlib.closing(sqlite3.connect(index)) as db:
+            db.execute("UPDATE outcomes SET checksum = x'00'")
+            db.execute("PRAGMA user_version = 1")
+            db.commit()
     else:
         torn = data[: len(data) // 2] + os.urandom(len(data) // 2)
         index.write_bytes({"emptied": b"", "overwritten": b"no index " * 999, "torn": torn}[damage])
