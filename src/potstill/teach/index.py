@@ -54,11 +54,12 @@ INSERT INTO money VALUES (0.0);
 # Many rows in one statement, and all statements of a transaction in one script: the connection
 # lets go of the interpreter's lock once for each. Row by row, or with values that are bound, it
 # does so many times, and may wait for it each time behind everything else this process does.
+# The small numbers of a row are one integer (state in 3 bits, sample in 9, turn in 20; a line's
+# length in 29): reading four numbers out of JSON takes as long as all the rest.
 _SAVE = """
 INSERT INTO outcomes (key, state, segment, start, length, checksum)
-SELECT substr(given.keys, 24 * each.key + 1, 16), json_extract(each.value, '$[0]'),
-       json_extract(each.value, '$[1]'), json_extract(each.value, '$[2]'),
-       json_extract(each.value, '$[3]'), substr(given.keys, 24 * each.key + 17, 8)
+SELECT substr(given.keys, 24 * each.key + 1, 16), each.value & 7, {number}, each.value >> 32,
+       each.value >> 3 & 0x1fffffff, substr(given.keys, 24 * each.key + 17, 8)
 FROM (SELECT {keys} AS keys) AS given, json_each({rows}) AS each WHERE true
 ON CONFLICT (key) DO UPDATE SET state = excluded.state, segment = excluded.segment,
     start = excluded.start, length = excluded.length, checksum = excluded.checksum
@@ -66,9 +67,8 @@ WHERE excluded.state <= 2 OR outcomes.state > 2
 """
 _WANT = """
 INSERT OR REPLACE INTO wanted (part, ask, key, record, sample, turn, state)
-SELECT {part}, {ask}, substr(given.keys, 16 * each.key + 1, 16),
-       json_extract(each.value, '$[0]'), json_extract(each.value, '$[1]'),
-       json_extract(each.value, '$[2]'), json_extract(each.value, '$[3]')
+SELECT {part}, {ask}, substr(given.keys, 16 * each.key + 1, 16), each.value >> 32,
+       each.value >> 3 & 0x1ff, each.value >> 12 & 0xfffff, each.value & 7
 FROM (SELECT {keys} AS keys) AS given, json_each({rows}) AS each
 """
 _KEEP_SEGMENT = "INSERT OR REPLACE INTO segments VALUES ({number}, {size}, {digest})"
@@ -165,15 +165,15 @@ class Index:
         statements = []
         if outcomes:
             keys = b"".join([key + span.checksum for key, _, span in outcomes])
-            rows = [(state, *span[:3]) for _, state, span in outcomes]
+            rows = [span.start << 32 | span.length << 3 | state for _, state, span in outcomes]
             number, size, digest = segment
-            statements.append(_spelled(_SAVE, keys=keys, rows=rows))
+            statements.append(_spelled(_SAVE, keys=keys, rows=rows, number=number))
             statements.append(_spelled(_KEEP_SEGMENT, number=number, size=size, digest=digest))
         if cost:
             statements.append(_spelled(_SPEND, cost=cost))
         for some in wants:
             keys = b"".join([want.key for want in some])
-            rows = [(want.record, want.sample, want.turn, want.state) for want in some]
+            rows = [w.record << 32 | w.turn << 12 | w.sample << 3 | w.state for w in some]
             part, ask = asked
             statements.append(_spelled(_WANT, keys=keys, rows=rows, part=part, ask=ask))
         with self._lock, self._undone_on_failure():
@@ -352,8 +352,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _spelled(statement: str, **values: bytes | float | Sequence[Sequence[int]]) -> str:
-    """A statement with its values written out: bytes, numbers, and rows of numbers as JSON."""
+def _spelled(statement: str, **values: bytes | float | Sequence[int]) -> str:
+    """A statement with its values written out: bytes, numbers, and rows of them as JSON."""
     spelled = {}
     for name, value in values.items():
         if isinstance(value, bytes):
