@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from proof_arm import ARMS, NUM_LAYERS, TASKS
@@ -33,7 +33,7 @@ RATES = (1e-3, 2e-3)
 FAMILIES = {"text": "text", "forward_kl": "forward_kl", "fresh": "fresh"}
 """Whose learning rate is chosen; arms that learn text alone take text's, others forward KL's."""
 
-STEPS = 240
+STEPS = 160
 CHOOSING_SEED = 99
 
 
@@ -47,75 +47,112 @@ def main() -> None:
     parser.add_argument("--page-only", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "proof.md")
     options = parser.parse_args()
-    for task in options.tasks if not options.page_only else ():
-        Lab(task, options).work()
-        write(options)
+    if not options.page_only:
+        work([Lab(task, options) for task in options.tasks], options)
     write(options)
+
+
+def work(labs: list[Lab], options: argparse.Namespace) -> None:
+    """All tasks in turns, equal steps before equal time: what is cut short is whole in seeds."""
+    cores: SimpleQueue[int] = SimpleQueue()
+    for core in options.cores:
+        cores.put(core)
+    for lab in labs:
+        lab.prepare(cores)
+    everyone = [job for lab in labs for job in lab.rate_trials()]
+    do_all(everyone, cores, len(options.cores))
+    for seed in range(options.seeds):
+        do_all([job for lab in labs for job in lab.students(seed)], cores, len(options.cores))
+        write(options)
+    for seed in range(options.seeds):
+        do_all([job for lab in labs for job in lab.same_time(seed)], cores, len(options.cores))
+        write(options)
+
+
+class Job(NamedTuple):
+    """One student that is to be made."""
+
+    lab: Lab
+    arm: str
+    seed: int
+    rate: float
+    steps: int
+    examine: bool
+    name: str
+
+    @property
+    def out(self) -> Path:
+        return self.lab.found / f"{self.name}.json"
+
+    def do(self, core: int) -> None:
+        more = ["--rate", str(self.rate), "--steps", str(self.steps), "--out", str(self.out)]
+        self.lab.child(core, self.arm, self.seed, more + ["--examine"] * self.examine, self.name)
 
 
 class Lab:
     """One task's students, each made once."""
 
     def __init__(self, task: str, options: argparse.Namespace):
-        self.task, self.options = task, options
+        self.task, self.data = task, options.data
         self.run = options.runs / task
         self.found = self.run / "found"
-        self.cores: SimpleQueue[int] = SimpleQueue()
-        for core in options.cores:
-            self.cores.put(core)
 
-    def work(self) -> None:
+    def prepare(self, cores: SimpleQueue[int]) -> None:
         self.found.mkdir(parents=True, exist_ok=True)
+        core = cores.get()
         if not (self.run / "ready.json").exists():
-            self._child("set_up", 0, [], f"{self.task}: data, teacher, probabilities")
+            self.child(core, "set_up", 0, [], "data, teacher, probabilities")
         if not (self.run / "times.json").exists():
-            self._child("times", 0, [], f"{self.task}: seconds of a step, alone")
-        self._all([self._rate_trial(arm, rate) for arm in FAMILIES for rate in RATES])
+            self.child(core, "times", 0, [], "seconds of a step, alone")
+        cores.put(core)
+
+    def rate_trials(self) -> list[Job]:
+        return [
+            Job(self, arm, CHOOSING_SEED, rate, STEPS, False, f"rate-{arm}-{rate}")
+            for arm in FAMILIES
+            for rate in RATES
+        ]
+
+    def students(self, seed: int) -> list[Job]:
         rates = chosen_rates(self.found)
-        jobs = []
-        for seed in range(self.options.seeds):
-            for name, arm in ARMS.items():
-                if seed < arm.num_seeds:
-                    jobs.append((name, seed, rates[family(name)], STEPS, True, f"{name}-{seed}"))
-        self._all(jobs)
-        self._all(self._same_time(rates))
+        return [
+            Job(self, name, seed, rates[family(name)], STEPS, True, f"{name}-{seed}")
+            for name, arm in ARMS.items()
+            if seed < arm.num_seeds
+        ]
 
-    def _rate_trial(self, arm: str, rate: float) -> tuple:
-        return (arm, CHOOSING_SEED, rate, STEPS, False, f"rate-{arm}-{rate}")
-
-    def _same_time(self, rates: dict[str, float]) -> list[tuple]:
+    def same_time(self, seed: int) -> list[Job]:
         """Students that may only take as long as those that learn text, where that is fewer."""
-        jobs = []
-        for name, steps in steps_in_same_time(self.run).items():
-            for seed in range(ARMS[name].num_seeds):
-                job = (name, seed, rates[family(name)], steps, True, f"time-{name}-{seed}")
-                jobs.append(job)
-        return jobs
+        rates = chosen_rates(self.found)
+        return [
+            Job(self, name, seed, rates[family(name)], steps, True, f"time-{name}-{seed}")
+            for name, steps in steps_in_same_time(self.run).items()
+            if seed < ARMS[name].num_seeds
+        ]
 
-    def _all(self, jobs: list[tuple]) -> None:
-        left = [job for job in jobs if not (self.found / f"{job[-1]}.json").exists()]
+    def child(self, core: int, arm: str, seed: int, more: list[str], text: str) -> None:
+        started = time.monotonic()
+        command = [sys.executable, str(Path(__file__).parent / "proof_arm.py")]
+        command += [self.task, arm, str(seed), "--data", str(self.data)]
+        command += ["--run", str(self.run), *more]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        subprocess.run(["taskset", "-c", str(core), *command], check=True, env=environment)
+        print(f"{self.task}, {text}: {time.monotonic() - started:.0f} s", flush=True)
 
-        def do(job: tuple) -> None:
-            arm, seed, rate, steps, examine, name = job
-            more = ["--rate", str(rate), "--steps", str(steps)]
-            more += ["--out", str(self.found / f"{name}.json"), *(["--examine"] * examine)]
-            self._child(arm, seed, more, f"{self.task} {name}")
 
-        with ThreadPoolExecutor(len(self.options.cores)) as pool:
-            for done in [pool.submit(do, job) for job in left]:
-                done.result()
+def do_all(jobs: list[Job], cores: SimpleQueue[int], num_cores: int) -> None:
+    """Makes the students that are not there yet, one on each core at a time."""
 
-    def _child(self, arm: str, seed: int, more: list[str], text: str) -> None:
-        core, started = self.cores.get(), time.monotonic()
+    def do(job: Job) -> None:
+        core = cores.get()
         try:
-            command = [sys.executable, str(Path(__file__).parent / "proof_arm.py")]
-            command += [self.task, arm, str(seed), "--data", str(self.options.data)]
-            command += ["--run", str(self.run), *more]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-            subprocess.run(["taskset", "-c", str(core), *command], check=True, env=environment)
+            job.do(core)
         finally:
-            self.cores.put(core)
-        print(f"{text}: {time.monotonic() - started:.0f} s", flush=True)
+            cores.put(core)
+
+    with ThreadPoolExecutor(num_cores) as pool:
+        for done in [pool.submit(do, job) for job in jobs if not job.out.exists()]:
+            done.result()
 
 
 def family(arm: str) -> str:
