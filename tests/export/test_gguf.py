@@ -160,6 +160,7 @@ def test_the_modelfile_has_the_trained_template_and_its_stop_token(tmp_path):
     text = (tmp_path / "out" / "Modelfile").read_text()
     assert text.startswith("FROM ./model-f16.gguf\nTEMPLATE")
     assert 'PARAMETER stop "<|im_end|>"' in text
+    assert "PARAMETER repeat_penalty 1\n" in text
 
 
 def test_a_template_that_is_not_chatml_is_left_to_the_file(tmp_path):

@@ -33,7 +33,9 @@ Pause = Annotated[float, typer.Option(help="Seconds that a user is assumed to pa
 Price = Annotated[float | None, typer.Option(help="What this machine costs an hour.")]
 Named = Annotated[str | None, typer.Option("--model", help="Name of the model at the endpoint.")]
 Key = Annotated[str | None, typer.Option(help="Where the key is: env:NAME or file:PATH.")]
-Launch = Annotated[str | None, typer.Option(help="Engine to start for it: llama-server or vllm.")]
+Launch = Annotated[
+    str | None, typer.Option(help="Engine to start for it: llama-server, ollama or vllm.")
+]
 Memory = Annotated[bool, typer.Option("--memory/--no-memory", help="Measure memory.")]
 
 

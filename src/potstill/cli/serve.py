@@ -28,7 +28,7 @@ Key = Annotated[str | None, typer.Option(help="Key of the endpoint: env:NAME or 
 Launch = Annotated[
     str | None,
     typer.Option(
-        help="Engine to start: llama-server, vllm or none; by default one that is installed."
+        help="Engine to start: llama-server, ollama, vllm or none; else one that is installed."
     ),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on; other machines need a key.")]

@@ -15,7 +15,7 @@ def _as_source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
-Engine = Literal["llama-server", "vllm"]
+Engine = Literal["llama-server", "ollama", "vllm"]
 """Programs that serve weights on this machine and speak OpenAI's chat completions."""
 
 
@@ -74,7 +74,8 @@ class TeacherConfig(Section):
 
     launch: Engine | None = None
     """Starts an engine for `model` (a short name, folder, `file.gguf` or hub id) on this machine
-    and ends it once it has answered: `llama-server` for GGUF files, `vllm` for folders."""
+    and ends it once it has answered: `llama-server` or `ollama` for GGUF files, `vllm` for
+    folders."""
 
     launch_seconds: float = Field(900.0, gt=0)
     """How long a launched engine may take until it answers; reading large weights takes long."""

@@ -27,7 +27,8 @@ def modelfile(gguf_name: str, tokenizer: Any, end_ids: Sequence[int]) -> str:
         lines.append("# TEMPLATE: Ollama reads the chat template inside the GGUF file.")
     for index in end_ids:
         lines.append(f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(index)}"')
-    lines.append("PARAMETER temperature 0")
+    # Ollama's own 1.1 punishes words that come again, such as those of the question.
+    lines += ["PARAMETER repeat_penalty 1", "PARAMETER temperature 0"]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Which engine `teacher.launch` starts, and how: llama-server or vLLM."""
+"""Which engine `teacher.launch` starts, and how: llama-server, Ollama or vLLM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from potstill.config import TeacherConfig
 from potstill.errors import ConfigError, MissingExtra
+from potstill.models import ollama
 from potstill.models.catalog import ModelRef
 from potstill.models.engines import GgufModel, has_llama_cpp
 from potstill.models.fingerprint import weights_identity
@@ -51,9 +52,11 @@ def open_launched(
         return _open_vllm(teacher, ref, program, max_in_flight, top_logprobs, settings)
     if ref.kind != "gguf":
         raise ConfigError(
-            f"teacher.launch: llama-server reads GGUF files, and {ref.source} is none; give a "
+            f"teacher.launch: {teacher.launch} reads GGUF files, and {ref.source} is none; give a "
             f".gguf file as teacher.model, or use launch: vllm"
         )
+    if teacher.launch == "ollama":
+        return _open_ollama(teacher, ref, program, max_in_flight, settings)
     if program is not None:
         return LaunchedModel(
             "llama-server",
@@ -93,6 +96,34 @@ def _open_vllm(
         "--served-model-name",
         identity=_identity("vllm", ref, teacher.launch_arguments),
         max_in_flight=max_in_flight or _VLLM_IN_FLIGHT,
+        **settings,
+    )
+
+
+def _open_ollama(
+    teacher: TeacherConfig,
+    ref: ModelRef,
+    program: str | None,
+    max_in_flight: int | None,
+    settings: dict[str, Any],
+) -> LaunchedModel:
+    if program is None:
+        raise MissingExtra(
+            "teacher.launch: ollama needs the command ollama on PATH; its site has the installer. "
+            "launch: llama-server reads the same file"
+        )
+    if teacher.launch_arguments:
+        raise ConfigError(
+            "teacher.launch_arguments: ollama serve takes none; it reads variables of the "
+            "environment, such as OLLAMA_FLASH_ATTENTION"
+        )
+    starter = Path(ollama.__file__)
+    return LaunchedModel(
+        "ollama",
+        (sys.executable, "-I", str(starter), program, ref.source),
+        "--name",
+        identity=_identity("ollama", ref, ()),
+        max_in_flight=max_in_flight or 2 * ollama.SLOTS,
         **settings,
     )
 

@@ -267,7 +267,8 @@ class LaunchedModel:
             if reply.status == 503:
                 return None  # llama-server listens before it has read the weights
             reply = await transport.send("GET", f"{base}/v1/models", {}, None)
-            return [str(entry["id"]) for entry in read_json(reply.body)["data"]]
+            names = [str(entry["id"]) for entry in read_json(reply.body)["data"]]
+            return [name.removesuffix(":latest") for name in names]  # Ollama's
         except (aiohttp.ClientError, TimeoutError, OSError):
             return None
         except (NotAnAnswer, KeyError, TypeError):

@@ -19,8 +19,8 @@ from potstill.protocols import ChatModel
 from potstill.rundir import RunDir
 from potstill.serve.asked import MOST_LOGPROBS
 
-_ENGINES = {"gguf": "llama-server", "huggingface": "vllm"}
-"""The engine that is preferred for each kind of weights, where it is installed."""
+_ENGINES = {"gguf": ("llama-server", "ollama"), "huggingface": ("vllm",)}
+"""The engines that are preferred for each kind of weights, the first that is installed."""
 
 
 def student_of(place: str, runs: Path) -> tuple[str, str]:
@@ -41,10 +41,9 @@ def student_of(place: str, runs: Path) -> tuple[str, str]:
 def engine_for(ref: ModelRef) -> str | None:
     """The engine that is started for weights, where one is installed; None where none is."""
     is_adapter = (Path(ref.source) / "adapter_config.json").exists()
-    engine = _ENGINES.get(ref.kind)
-    if engine is None or is_adapter or find_program(engine) is None:
+    if is_adapter:
         return None
-    return engine
+    return next((name for name in _ENGINES.get(ref.kind, ()) if find_program(name)), None)
 
 
 def open_served(
