@@ -64,6 +64,9 @@ class Ledger:
         self._segments = Segments(self.folder, write=write, sync=sync, most_bytes=most_bytes)
         self._asked: Sequence[int] = (0, 0)
         self._first = 0
+        # Lines that are not written yet. Hundreds of them, made in one thread and freed in another,
+        # would cost the thread that asks more than all else that is done with them.
+        self._lines = bytearray()
         self._unindexed: list[tuple[bytes, State, Span]] = []
         self._wanted: list[Sequence[Want]] = []
         self._cost = 0.0
@@ -161,7 +164,9 @@ class Ledger:
         future = asyncio.get_running_loop().create_future()
         state = state_of(response)
         want = Want(record, response.sample, response.turn, key_of(response), state)
-        self._writer.add(Item(future, line_of(response), want, response.cost or 0.0))
+        line = line_of(response)
+        self._lines += line
+        self._writer.add(Item(future, len(line), want, response.cost or 0.0))
         return future
 
     def want(self, wants: Sequence[Want]) -> None:
@@ -311,10 +316,13 @@ class Ledger:
 
     def _write(self, items: Sequence[Item]) -> str:
         """Puts outcomes on the disk, all or none; returns why it could not."""
-        lines = [item.line for item in items if item.want]
+        sizes = [item.size for item in items if item.want]
         wants = [item.want for item in items if item.want]
         with self._told() as failure:
-            spans = self._segments.append(lines) if lines else []
+            # Each is one step for the interpreter: more may be added meanwhile, at the end.
+            lines = bytes(self._lines[: sum(sizes)])
+            del self._lines[: len(lines)]
+            spans = self._segments.append(lines, sizes) if sizes else []
             self._unindexed += [
                 (want.key, want.state, span) for want, span in zip(wants, spans, strict=True)
             ]

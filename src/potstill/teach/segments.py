@@ -24,7 +24,7 @@ class Span(NamedTuple):
     checksum: bytes
 
 
-def checksum(line: bytes) -> bytes:
+def checksum(line: bytes | memoryview) -> bytes:
     """Eight bytes that change when any bit of the line does."""
     return hashlib.sha256(line).digest()[:8]
 
@@ -79,15 +79,20 @@ class Segments:
         self.number, self.size = number, size
         self._hash = self._hashed(number, size)
 
-    def append(self, lines: Sequence[bytes]) -> list[Span]:
-        """Puts lines on the disk itself: all of them, or none where it raises OSError."""
+    def append(self, lines: bytes, sizes: Sequence[int]) -> list[Span]:
+        """Puts lines on the disk itself: all of them, or none where it raises OSError.
+
+        Args:
+            lines: One after the other.
+            sizes: Bytes of each.
+        """
         if self.is_full:
             self._end_segment()
         if self._file is None:
             self._file = self._open_for_writing()
-        start, block = self.size, b"".join(lines)
+        start, whole = self.size, memoryview(lines)
         try:
-            data = memoryview(block)
+            data = whole
             while data:
                 data = data[self._write(self._file, data) :]
             self._sync(self._file)
@@ -95,10 +100,11 @@ class Segments:
             os.ftruncate(self._file, start)
             raise
         spans = []
-        for line in lines:
-            spans.append(Span(self.number, self.size, len(line), checksum(line)))
-            self.size += len(line)
-        self._hash.update(block)
+        for size in sizes:
+            line = whole[self.size - start :][:size]
+            spans.append(Span(self.number, self.size, size, checksum(line)))
+            self.size += size
+        self._hash.update(lines)
         return spans
 
     def read(self, span: Span) -> bytes | None:

@@ -20,15 +20,14 @@ _GATHER_SECONDS = 0.075
 
 
 class Item(NamedTuple):
-    """Something to be written: an outcome, wishes, or nothing, for somebody who only waits.
-
-    An outcome is a line already, so that the answer's many small objects stay on one thread.
-    """
+    """Something to be written: an outcome, wishes, or nothing, for somebody who only waits."""
 
     future: asyncio.Future[None] | None
     """Done once it is written."""
 
-    line: bytes = b""
+    size: int = 0
+    """Bytes of the outcome's line."""
+
     want: Want | None = None
     """Whose outcome it is; None where there is none."""
 
