@@ -5,7 +5,7 @@ import json
 import pytest
 
 from potstill.errors import DataError
-from potstill.examine.footprint import cache_bytes_per_token
+from potstill.examine.footprint import cache_bytes_per_token, longest_context
 
 
 def folder(path, **config):
@@ -64,3 +64,28 @@ def test_a_gguf_file_says_the_same_as_the_folder_it_was_made_of(tmp_path):
     file = export_gguf(model, tmp_path / "out", quant="f16")
     assert cache_bytes_per_token(file).value == cache_bytes_per_token(model).value
     assert 0 < tensor_bytes(file) < file.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("files", "tokens"),
+    [
+        ({"config.json": {"max_position_embeddings": 512}}, 512),
+        ({"config.json": {"text_config": {"max_position_embeddings": 300}}}, 300),
+        ({"config.json": {}, "generation_config.json": {"max_length": 20}}, None),
+        ({"config.json": {}, "generation_config.json": {"max_length": 640}, "model.bin": 0}, 640),
+        ({"genai_config.json": {"model": {"context_length": 700}}}, 700),
+        ({}, None),
+    ],
+)
+def test_the_longest_context_is_where_the_folders_engine_reads_it(files, tokens, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert longest_context(tmp_path) == tokens
+
+
+def test_a_gguf_file_tells_its_longest_context(tmp_path):
+    from tiny import tiny_llama
+
+    from potstill.export.gguf import export_gguf
+
+    assert longest_context(export_gguf(tiny_llama(tmp_path / "m"), tmp_path / "out")) == 512

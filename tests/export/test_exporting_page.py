@@ -6,6 +6,7 @@ from tiny import tiny_llama
 from potstill.export.gguf import QUANTS as GGUF
 from potstill.export.handover import TOOLS
 from potstill.export.parity import LIMITS
+from potstill.models.devices import DEVICES
 
 PAGE = PAGES / "exporting.md"
 
@@ -25,3 +26,10 @@ def test_every_format_and_every_tool_is_on_the_page():
     assert not [tool for tool in TOOLS if f"`{tool}`" not in text]
     for quant in ("q8_0", "q4_0", "q4_1"):
         assert f"{LIMITS[quant]['mean_kl_nats']:.2f} nat" in text
+
+
+def test_every_device_is_on_the_page_with_its_limits():
+    text = PAGE.read_text(encoding="utf-8")
+    for one in DEVICES.values():
+        row = f"| `{one.name}` | {one.memory_bytes / 1e9:g} GB | {one.threads} | {one.context:,} |"
+        assert row in text

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from potstill import console
+from potstill.cli.devices import Devices, end_tried, read_devices
 from potstill.cli.options import Json, Offline, go_offline
 from potstill.errors import ConfigError
 
 if TYPE_CHECKING:
     from potstill.config import LoadConfig, TeacherConfig
     from potstill.library.measuring import Bench
+    from potstill.models.devices import Device
 
 
 Data = Annotated[
@@ -63,14 +65,18 @@ def bench(
     key: Key = None,
     launch: Launch = None,
     memory: Memory = True,
+    device: Devices = None,
     json: Json = False,
     offline: Offline = False,
 ) -> None:
-    """Measure a model: times of an answer, load, memory and price.
+    """Measure a model: times, load, memory and price. With --device: does it fit, and how fast?
 
     Example: potstill bench student.gguf --data test.jsonl --e2e 2
     """
     go_offline(offline)
+    if devices := read_devices(device):
+        _try(model, data, devices, json)
+        return
     from potstill.config import CostConfig
     from potstill.library.measuring import bench as measure
     from potstill.models.workspace import find_models
@@ -99,6 +105,25 @@ def bench(
         console.print_json(found.model_dump(mode="json"))
     else:
         _show(found)
+
+
+def _try(model: str, data: Path | None, devices: list[Device], json: bool) -> None:
+    """Runs a model of this machine as on devices, and says whether it fits."""
+    from potstill.data.load import load_dataset
+    from potstill.models.catalog import find_model
+    from potstill.models.workspace import find_models
+    from potstill.pipeline.artefacts import own_prompts
+    from potstill.pipeline.devices import try_artefacts
+
+    ref = find_model(model, workspace=find_models())
+    if ref.kind == "endpoint" or ref.opener:
+        raise ConfigError(f"{model} is no weights on this machine, so no device can hold them")
+    prompts = [record.messages for record in load_dataset(data)] if data else own_prompts()
+    with console.Watch(quiet=json) as watch:
+        found = try_artefacts({ref.name: ref}, devices, prompts, on_event=watch)
+    if json:
+        console.print_json([one.model_dump(mode="json") for one in found])
+    end_tried(found, is_shown=not json)
 
 
 def place_of(model: str, name: str | None, key: str | None, launch: str | None) -> TeacherConfig:

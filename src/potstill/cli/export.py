@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill import console
+from potstill.cli.devices import Devices, end_tried, read_devices, told_of, tried
 from potstill.cli.options import RUNS, Json, Offline, Overrides, Runs, go_offline
 from potstill.cli.run import STAGE_HELP, run_to
 from potstill.errors import ConfigError
@@ -19,6 +20,8 @@ With a config it is a stage of the run, and the stages before it are run where t
 With --to, a run's student or any model is written in each format and compared with its source, and
 what is not equal is not kept. A run's files go into its folder, others below exports or to --out.
 With --best, the smallest of a run's files is named that is still good enough on the test set. With
+--device, the files (all of a run's, without --to) are run under its limits of memory and threads:
+does it fit, and how fast is it? With
 --print, nothing is made: the commands of a tool that has an environment of its own are printed.
 
 Example: potstill export faq-student --to gguf:q8_0 --to gguf:q4_0
@@ -54,6 +57,7 @@ def export(
     best: Annotated[
         str | None, typer.Option(help="Rule for the smallest: 'accuracy >= 0.98 * student'.")
     ] = None,
+    device: Devices = None,
     tool: Annotated[
         str | None, typer.Option("--print", help="vllm, olive, openvino, executorch or mlx.")
     ] = None,
@@ -66,17 +70,25 @@ def export(
     if tool is not None:
         _print_handover(place, tool, runs, json)
         return
+    devices = read_devices(device)
+    if devices and best is not None:
+        raise ConfigError(
+            "--best and --device are two questions: ask for --best, then for its file"
+        )
     if not to:
         _refuse_without_format({"--out": out, "--prompts": prompts, "--limit": limit})
-    if not to and best is None:
+    if not to and best is None and not devices:
         _refuse_model(place)
         run_to("export", _config_or_run(place, runs), overrides, runs, json)
         return
     if overrides:
         raise ConfigError(
-            f"{overrides[0]!r} changes a config, and --to and --best take what is there"
+            f"{overrides[0]!r} changes a config, and --to, --best and --device take what is there"
         )
-    _make(place, to or [], out, prompts, limit or [], best, runs, json)
+    if devices and not to:
+        _try_run(place, devices, runs, json)
+        return
+    _make(place, to or [], out, prompts, limit or [], best, devices, runs, json)
 
 
 def _make(
@@ -86,6 +98,7 @@ def _make(
     prompts: Path | None,
     limit: list[str],
     best: str | None,
+    devices: list[Any],
     runs: Path,
     json: bool,
 ) -> None:
@@ -107,15 +120,45 @@ def _make(
         else:
             rows = _from_model(place, run, names, out, prompts, limits, watch)
         held = _held(run, best, watch) if run is not None and best is not None else []
+        folders = {row["name"]: Path(row["folder"]) for row in rows}
+        found = (
+            tried(run, folders, devices, _prompts(run, prompts, watch), watch) if devices else []
+        )
     if best is not None:
         _print_best(run, best, held, json)
     elif json:
-        console.print_json(rows)
+        console.print_json([{**row, **told_of(row["name"], found)} for row in rows])
     else:
         console.print_table(
             ("format", "folder", "size", "proof"),
             [(r["name"], r["folder"], console.size(r["bytes"]), r["text"]) for r in rows],
         )
+    end_tried(found, is_shown=not json)
+
+
+def _try_run(place: str, devices: list[Any], runs: Path, json: bool) -> None:
+    """Runs what a run has exported as on devices."""
+    run = _run_of(place, runs)
+    if run is None:
+        raise ConfigError(
+            f"{place} is no run, and there is nothing of it to try: say what to make of it, such "
+            f"as --to gguf:q8_0; or try it as it is: potstill bench {place} --device "
+            f"{devices[0].name}"
+        )
+    with console.Watch(quiet=json) as watch, run.locked():
+        found = tried(run, None, devices, _prompts(run, None, watch), watch)
+    if json:
+        console.print_json([one.model_dump(mode="json") for one in found])
+    end_tried(found, is_shown=not json)
+
+
+def _prompts(run: RunDir | None, file: Path | None, watch: Any) -> list[Any]:
+    """What an artefact is asked: of the file, else the run's training prompts, else ours."""
+    from potstill.pipeline.artefacts import own_prompts
+    from potstill.pipeline.export import prompts as prompts_of
+
+    of_run = [] if run is None else prompts_of(_context(run, watch))
+    return _asked(file) or of_run or own_prompts()
 
 
 def _held(run: RunDir, rule: str, watch: Any) -> list[Any]:

@@ -5,11 +5,13 @@ Nothing is loaded but a folder's config or a GGUF file's header.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from potstill.errors import DataError
+from potstill.models.catalog import EMBEDDED
 from potstill.types import Estimate
 
 BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -99,6 +101,26 @@ def _of_gguf(file: Path) -> tuple[int, int | None]:
     value = number("attention.value_length") or size
     of_all = sum(kv_heads) if isinstance(kv_heads, list) else layers * kv_heads
     return of_all * (key + value), number("attention.sliding_window")
+
+
+def longest_context(path: Path) -> int | None:
+    """Most tokens that a model's files say it reads; None where they do not say."""
+    if path.suffix == ".gguf":
+        fields = _header(path)
+        return fields(f"{fields('general.architecture')}.context_length")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if (path / EMBEDDED["onnx"]).is_file():
+            return int(_json(path / EMBEDDED["onnx"])["model"]["context_length"])
+        if (path / EMBEDDED["ctranslate2"]).is_file():
+            return int(_json(path / "generation_config.json")["max_length"])
+        config = _json(path / "config.json")
+        return int({**config, **(config.get("text_config") or {})}["max_position_embeddings"])
+    return None
+
+
+def _json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def tensor_bytes(file: Path) -> int:

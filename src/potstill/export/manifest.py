@@ -15,6 +15,10 @@ NAME = "manifest.json"
 CARD = "README.md"
 """The model card, which is written last and again whenever more is known."""
 
+DEVICES = "devices.jsonl"
+"""What was found when the artefact was run as on devices. Says something about it, and is no part
+of it either."""
+
 TOOLS = (
     *("potstill", "torch", "transformers", "peft", "gguf", "xllamacpp"),
     *("ctranslate2", "onnxruntime", "onnxruntime-genai"),
@@ -99,7 +103,7 @@ def write_manifest(
             sha256=_sha256(path),
         )
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (NAME, CARD)
+        if path.is_file() and path.name not in (NAME, CARD, DEVICES)
     )
     manifest = ExportManifest(
         format=format,

@@ -19,6 +19,7 @@ from typing import Any
 from potstill.errors import MissingExtra, TeacherError
 from potstill.models.endpoint import EndpointModel
 from potstill.models.fingerprint import weights_identity
+from potstill.models.llama_server import AS_ON_DEVICE
 from potstill.models.machine import num_cores
 from potstill.types import Record, Response, Sampling
 
@@ -33,6 +34,7 @@ class GgufModel:
         context: Longest prompt and answer together, in tokens, of each slot.
         slots: Answers computed at once.
         threads: All cores by default.
+        as_on_device: Without a GPU.
 
     Raises:
         MissingExtra: If xllamacpp is not installed.
@@ -47,6 +49,7 @@ class GgufModel:
         slots: int = 4,
         threads: int | None = None,
         start_seconds: float = 600.0,
+        as_on_device: bool = False,
     ):
         if not has_llama_cpp():
             raise MissingExtra('running GGUF files needs an extra: pip install "potstill[export]"')
@@ -63,6 +66,7 @@ class GgufModel:
             [
                 *(sys.executable, "-m", "potstill.models.llama_server", str(self.path)),
                 *(str(number) for number in (context, slots, self._threads)),
+                *([AS_ON_DEVICE] if as_on_device else []),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -86,6 +90,11 @@ class GgufModel:
     def is_alive(self) -> bool:
         """Whether the server's process runs."""
         return self._process.poll() is None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The server's process."""
+        return self._process
 
     @property
     def known_as(self) -> str:

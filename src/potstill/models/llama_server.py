@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import sys
 
+AS_ON_DEVICE = "as-on-device"
+"""Without a GPU."""
+
 
 def main(arguments: list[str]) -> None:
-    """Serves FILE on a free loopback port: FILE CONTEXT_TOKENS SLOTS THREADS."""
+    """Serves FILE on a free loopback port: FILE CONTEXT_TOKENS SLOTS THREADS [as-on-device]."""
     import xllamacpp
 
-    file, context, slots, threads = arguments
+    file, context, slots, threads, *others = arguments
     params = xllamacpp.CommonParams()
     params.model.path = file
     params.hostnames = ["127.0.0.1"]
@@ -30,6 +33,10 @@ def main(arguments: list[str]) -> None:
     params.sampling.top_k = 0
     params.sampling.min_p = 0.0
     params.sampling.top_p = 1.0
+    # Else it keeps what it knows of earlier prompts, up to 8 GiB, which hardly ever come again.
+    params.cache_ram_mib = 0
+    if AS_ON_DEVICE in others:
+        params.n_gpu_layers = 0
     server = xllamacpp.Server(params)
     sys.stdout.write(f"{server.listening_address}\n")
     sys.stdout.flush()

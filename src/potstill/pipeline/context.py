@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import SecretStr
 
 from potstill.config import DistillConfig
-from potstill.export.manifest import CARD
+from potstill.export.manifest import CARD, DEVICES
 from potstill.protocols import ChatModel, Task
 from potstill.rundir import RunDir, content_hash
 from potstill.tasks import get_task
@@ -154,8 +154,8 @@ def weights_key(place: str | Path) -> Any:
     """What identifies a model for a stage's hash, without reading gigabytes.
 
     A folder or file counts by names, sizes and times of change, plus the content of its
-    config; everything else (a short name, a URL) by its name. A card says something about the
-    model and is no part of it.
+    config; everything else (a short name, a URL) by its name. A card, and what it did on devices,
+    say something about the model and are no part of it.
     """
     path = Path(place)
     if path.is_file():
@@ -164,6 +164,6 @@ def weights_key(place: str | Path) -> Any:
     if not path.is_dir():
         return str(place)
     there = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-    files = [p for p in there if p.name != CARD]
+    files = [p for p in there if p.name not in (CARD, DEVICES)]
     sizes = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     return [sizes, content_hash(path / "config.json")]
