@@ -74,7 +74,7 @@ class Nowhere:
     def find(self, keys: Any) -> dict[bytes, State]:
         return {}
 
-    def put(self, response: Response, record: int) -> asyncio.Future[None]:
+    def put(self, response: Response, record: int, key: bytes) -> asyncio.Future[None]:
         self.saved[State.DONE] += 1
         future = asyncio.get_running_loop().create_future()
         future.set_result(None)

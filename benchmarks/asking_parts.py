@@ -24,9 +24,11 @@ class WithoutIndex(Ledger):
 
     num_put = 0
 
-    def put(self, response: Response, record: int) -> asyncio.Future[None]:
+    def put(
+        self, response: Response, record: int, key: bytes | None = None
+    ) -> asyncio.Future[None]:
         self.num_put += 1
-        return super().put(response, record)
+        return super().put(response, record, key)
 
     def counts(self) -> dict[State, int]:
         return {State.DONE: self.num_put}

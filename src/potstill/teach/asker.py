@@ -306,7 +306,7 @@ class Asker:
         }
         response = response.model_copy(update=update)
         try:
-            saved = self.ledger.put(response, chain.number)
+            saved = self.ledger.put(response, chain.number, request.key)
         except PotstillError:
             self._give_back()
             raise

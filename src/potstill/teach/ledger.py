@@ -150,11 +150,14 @@ class Ledger:
         row = self._index.find_one(key)
         return self._read(row) if row is not None and row.state <= State.CUT else None
 
-    def put(self, response: Response, record: int) -> asyncio.Future[None]:
+    def put(
+        self, response: Response, record: int, key: bytes | None = None
+    ) -> asyncio.Future[None]:
         """Keeps an outcome: the future is done when it is on the disk.
 
         Args:
             record: Which record of the input it is for, counted from 0.
+            key: Its request's, where that is known already.
 
         Raises:
             PotstillError: If the ledger cannot be written any more; the future has it too.
@@ -163,7 +166,7 @@ class Ledger:
             raise PotstillError(self._writer.failure)
         future = asyncio.get_running_loop().create_future()
         state = state_of(response)
-        want = Want(record, response.sample, response.turn, key_of(response), state)
+        want = Want(record, response.sample, response.turn, key or key_of(response), state)
         line = line_of(response)
         self._lines += line
         self._writer.add(Item(future, len(line), want, response.cost or 0.0))
