@@ -19,6 +19,7 @@ HELP = f"""{STAGE_HELP["export"]} Or export any model.
 With a config it is a stage of the run, and the stages before it are run where they are not done.
 With --to, a run's student or any model is written in each format and compared with its source, and
 what is not equal is not kept. A run's files go into its folder, others below exports or to --out.
+With --heal, the student first learns, for a few minutes, to be itself in 4 bits.
 With --best, the smallest of a run's files is named that is still good enough on the test set. With
 --device, the files (all of a run's, without --to) are run under its limits of memory and threads:
 does it fit, and how fast is it? With
@@ -54,6 +55,9 @@ def export(
         Path | None, typer.Option(help="Prompts to compare on; a run's own, or ours, by default.")
     ] = None,
     limit: Limits = None,
+    heal: Annotated[
+        bool, typer.Option("--heal", help="Win back what gguf:q4_0 or gguf:q4_1 costs.")
+    ] = False,
     best: Annotated[
         str | None, typer.Option(help="Rule for the smallest: 'accuracy >= 0.98 * student'.")
     ] = None,
@@ -76,7 +80,9 @@ def export(
             "--best and --device are two questions: ask for --best, then for its file"
         )
     if not to:
-        _refuse_without_format({"--out": out, "--prompts": prompts, "--limit": limit})
+        _refuse_without_format(
+            {"--out": out, "--prompts": prompts, "--limit": limit, "--heal": heal}
+        )
     if not to and best is None and not devices:
         _refuse_model(place)
         run_to("export", _config_or_run(place, runs), overrides, runs, json)
@@ -88,7 +94,7 @@ def export(
     if devices and not to:
         _try_run(place, devices, runs, json)
         return
-    _make(place, to or [], out, prompts, limit or [], best, devices, runs, json)
+    _make(place, to or [], out, prompts, limit or [], heal, best, devices, runs, json)
 
 
 def _make(
@@ -97,6 +103,7 @@ def _make(
     out: Path | None,
     prompts: Path | None,
     limit: list[str],
+    heal: bool,
     best: str | None,
     devices: list[Any],
     runs: Path,
@@ -116,9 +123,9 @@ def _make(
     rows: list[dict[str, Any]] = []
     with console.Watch(quiet=json) as watch:
         if run is not None and out is None:
-            rows = _from_run(run, names, prompts, limits, watch)
+            rows = _from_run(run, names, prompts, limits, heal, watch)
         else:
-            rows = _from_model(place, run, names, out, prompts, limits, watch)
+            rows = _from_model(place, run, names, out, prompts, limits, heal, watch)
         held = _held(run, best, watch) if run is not None and best is not None else []
         folders = {row["name"]: Path(row["folder"]) for row in rows}
         found = (
@@ -219,7 +226,12 @@ def _folder_of(place: str, run: RunDir | None) -> tuple[Path, str]:
 
 
 def _from_run(
-    run: RunDir, names: list[str], prompts: Path | None, limits: dict[str, float], watch: Any
+    run: RunDir,
+    names: list[str],
+    prompts: Path | None,
+    limits: dict[str, float],
+    heal: bool,
+    watch: Any,
 ) -> list[dict[str, Any]]:
     from potstill.pipeline.cards import write_cards
     from potstill.pipeline.export import export_as
@@ -231,7 +243,7 @@ def _from_run(
         )
     ctx = _context(run, watch)
     with run.locked():
-        export_as(ctx, names, limits=limits)
+        export_as(ctx, names, limits=limits, heal=heal)
         write_cards(ctx)
     rows = []
     for name in names:
@@ -248,11 +260,13 @@ def _from_model(
     out: Path | None,
     prompts: Path | None,
     limits: dict[str, float],
+    heal: bool,
     watch: Any,
 ) -> list[dict[str, Any]]:
     from potstill.pipeline.artefacts import make_artefact, read_target, refuse_early
     from potstill.pipeline.context import Event
     from potstill.pipeline.export import prompts as prompts_of
+    from potstill.pipeline.heal import make_healed
 
     for name in names:
         read_target(name)  # a wrong one is found before a model is fetched
@@ -263,15 +277,50 @@ def _from_model(
     base = out or Path("exports") / title
     alone = out is not None and len(names) == 1
     places = {name: base if alone else base / RunDir(base).export(name).name for name in names}
+    lessons = _lessons(place, run, prompts, names, folder, watch) if heal else None
     refuse_early(folder, places)
     rows = []
     for name, target in places.items():
         watch(Event(stage=f"export {name}", kind="start"))
-        made = make_artefact(folder, target, name, asked, limits=limits)
+        if lessons is None:
+            made = make_artefact(folder, target, name, asked, limits=limits)
+        else:
+            told = {"limits": limits, "report": _reporting(f"export {name}", watch)}
+            made = make_healed(folder, target, name, asked, lessons, **told)
         watch(Event(stage=f"export {name}", kind="done", text=made.text))
         row = {"name": made.name, "folder": str(target), "bytes": made.num_bytes}
         rows.append({**row, "file": made.file.name, "text": made.text})
     return rows
+
+
+def _lessons(
+    place: str, run: RunDir | None, prompts: Path | None, names: list[str], folder: Path, watch: Any
+) -> Any:
+    """What a student heals with: a run's rows, or those of a file.
+
+    Raises:
+        ConfigError: If there are none, or a format cannot be healed.
+    """
+    from potstill.pipeline.heal import lessons_of_file, lessons_of_run, refuse_unhealable
+
+    refuse_unhealable(names)
+    if prompts is not None:
+        return lessons_of_file(prompts, folder)
+    if run is None:
+        raise ConfigError(
+            f"--heal: {place} is a model without a run, so there are no rows to heal with; give "
+            f"some with answers: --prompts FILE"
+        )
+    return lessons_of_run(_context(run, watch))
+
+
+def _reporting(stage: str, watch: Any) -> Any:
+    from potstill.pipeline.context import Event
+
+    def report(done: int, total: int | None = None, text: str = "") -> None:
+        watch(Event(stage=stage, kind="progress", done=done, total=total, text=text))
+
+    return report
 
 
 def _asked(file: Path | None) -> list[Any]:

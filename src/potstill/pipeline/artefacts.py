@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from potstill.errors import ConfigError, DataError, ExportError
+from potstill.export.manifest import Healing
 from potstill.protocols import BUILTIN, resolve
 from potstill.types import Message, Noun
 
@@ -63,6 +64,14 @@ class Artefact(Noun):
 
     text: str
     """How equal it is, in words."""
+
+
+class Healed(NamedTuple):
+    """What came of healing."""
+
+    told: Healing
+    weights: Path | None
+    """Model folder of the healed weights; None where they did not help."""
 
 
 def read_target(name: str) -> Target:
@@ -121,6 +130,7 @@ def make_artefact(
     prompts: Sequence[Sequence[Message]],
     *,
     limits: Mapping[str, float] | None = None,
+    healed: Healed | None = None,
 ) -> Artefact:
     """Makes an artefact and compares it with its source; what is not equal is not kept.
 
@@ -128,19 +138,24 @@ def make_artefact(
         name: Such as gguf:q8_0.
         prompts: What both are asked; filled up to 32 with our own.
         limits: Instead of the number format's, see `parity.LIMITS`.
+        healed: Weights that stand for the model's own in the artefact; it is compared with
+            the model all the same.
 
     Raises:
         ExportError: If it cannot be made, or differs by more than its limits.
     """
     from potstill.examine.memory import disk_bytes
     from potstill.export.huggingface import AS_TRAINED
-    from potstill.export.manifest import read_manifest
+    from potstill.export.manifest import note_healing, read_manifest
     from potstill.export.parity import check_artefact
 
     target, out_dir = read_target(name), out_dir.absolute()
     # What was not proven yet has a name of its own, so that a kill leaves nothing to be taken.
     made = out_dir.with_name(f".{out_dir.name}.unproven")
-    file = resolve("exporter", target.kind)(model_dir, made, quant=target.quant)
+    weights = healed.weights if healed is not None and healed.weights else model_dir
+    file = resolve("exporter", target.kind)(weights, made, quant=target.quant)
+    if healed is not None:
+        note_healing(made, healed.told, model_dir)
     manifest = read_manifest(made)
     parity = manifest.parity
     if parity is None and manifest.quant != AS_TRAINED:
@@ -157,8 +172,21 @@ def make_artefact(
         )
     elif manifest.notes:
         text += f"; {manifest.notes[0]}"
+    if healed is not None:
+        text += f"; {healing_text(healed.told)}"
     main_file = out_dir / file.relative_to(made)
     return Artefact(name=target.name, file=main_file, num_bytes=size, text=text)
+
+
+def healing_text(told: Healing) -> str:
+    """What healing brought, in words."""
+    from potstill.examine.numbers import estimate
+
+    word = "healed" if told.kept else "healing did not help and was left out"
+    return (
+        f"{word}: from {told.before.value:.2g} to {told.after.value:.2g} nats on {told.gain.n:,} "
+        f"validation records, {estimate(told.gain, sign=True)} nearer, after {told.steps:,} steps"
+    )
 
 
 def own_prompts() -> list[tuple[Message, ...]]:

@@ -16,6 +16,7 @@ from potstill.examine.report_verdict import metric_text, role_text
 from potstill.export.manifest import CARD, ExportManifest, read_manifest
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.terms import TeacherTerms, terms_of
+from potstill.pipeline.artefacts import healing_text
 from potstill.pipeline.context import Context
 from potstill.rundir import RunDir, content_hash, write_text
 from potstill.types import Report
@@ -238,6 +239,8 @@ def _quality(run: RunDir) -> str:
 
 def _proof(manifest: ExportManifest) -> list[str]:
     lines = [safe(note) for note in manifest.notes]
+    if manifest.healing is not None:
+        lines.append(healing_text(manifest.healing))
     if (parity := manifest.parity) is not None:
         lines.append(
             f"compared with the student on {parity.num_prompts} prompts in {safe(parity.engine)}: "
