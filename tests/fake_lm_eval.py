@@ -7,34 +7,60 @@ import stat
 import sys
 from pathlib import Path
 
+# As lm-eval 0.4.13 writes it: counts and names stand among the figures, groups have no n-samples.
 RESULTS = {
     "results": {
         "arc_easy": {
+            "name": "arc_easy",
             "alias": "arc_easy",
+            "sample_len": 100,
             "acc,none": 0.5,
-            "acc_stderr,none": 0.05,
+            "acc_stderr,none": 0.050251890762960605,
             "acc_norm,none": 0.4,
             "acc_norm_stderr,none": "N/A",
+            "brier_score,none": 0.4,
+            "brier_score_stderr,none": 0.02,
         },
-        "wikitext": {"word_perplexity,none": 12.0, "word_perplexity_stderr,none": "N/A"},
+        "wikitext": {
+            "name": "wikitext",
+            "alias": "wikitext",
+            "sample_len": 62,
+            "word_perplexity,none": 12.0,
+            "word_perplexity_stderr,none": "N/A",
+        },
+        "riddles": {
+            "name": "riddles",
+            "alias": "riddles",
+            "sample_len": 40,
+            "sample_count": {"exact_match,strict": 40},
+            "exact_match,strict": 0.0,
+            "exact_match_stderr,strict": 0.0,
+        },
     },
+    "group_subtasks": {"riddles": ["riddles_old", "riddles_new"]},
     "versions": {"arc_easy": 1.0, "wikitext": 2.0},
     "n-shot": {"arc_easy": 0},
-    "n-samples": {"arc_easy": {"original": 2376, "effective": 100}},
-    "higher_is_better": {"arc_easy": {"acc": True}, "wikitext": {"word_perplexity": False}},
-    "lm_eval_version": "0.4.9",
+    "n-samples": {
+        "arc_easy": {"original": 2376, "effective": 100},
+        "wikitext": {"original": 62, "effective": 62},
+    },
+    "higher_is_better": {
+        "arc_easy": {"acc": True, "acc_norm": True, "brier_score": False},
+        "wikitext": {"word_perplexity": False},
+    },
+    "lm_eval_version": "0.4.13",
 }
 FAKE = """#!{python}
 import json, os, pathlib, sys
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if given["--tasks"] == "broken":
-    sys.exit("no such task: broken")
+    raise ValueError("Tasks not found: broken")
 if given["--tasks"] == "silent":
     sys.exit(0)
 out = pathlib.Path(given["--output_path"]) / "model"
 out.mkdir(parents=True, exist_ok=True)
 tree = json.loads({results!r})
-tree["asked"] = [given, sorted(k for k in os.environ if k.startswith("PYTHON"))]
+tree["asked"] = [given, sorted(k for k in os.environ if k.startswith("PYTHON")), os.getcwd()]
 (out / "results_2026-11-22.json").write_text(json.dumps(tree))
 """
 

@@ -1,5 +1,6 @@
 """The report says what was found and no more, and can be drawn again without models."""
 
+import itertools
 import re
 from html.parser import HTMLParser
 
@@ -7,13 +8,24 @@ import pytest
 from examine.fake_report import NASTY, SHARES, answers, curve, fake_report
 
 from potstill.errors import DataError
+from potstill.examine.compare import regressions_and_wins
 from potstill.examine.report import build_report
-from potstill.examine.report_charts import Box, Point, _free_box, log_ticks, nice_ticks, pareto
+from potstill.examine.report_answers import common_start, fitting
+from potstill.examine.report_charts import (
+    Box,
+    Line,
+    Point,
+    _free_box,
+    curves,
+    log_ticks,
+    nice_ticks,
+    pareto,
+)
 from potstill.examine.report_html import render_html
 from potstill.examine.report_markdown import render_markdown
 from potstill.examine.report_verdict import verdict_sentence
 from potstill.rundir import write_jsonl
-from potstill.types import Comparison, Estimate, Evaluation, Report
+from potstill.types import Comparison, Estimate, Evaluation, Message, Report, Sample
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +141,7 @@ def test_a_report_without_the_student_is_an_error():
 class Reader(HTMLParser):
     """Collects tags and checks that they are closed in order."""
 
-    VOID = ("meta", "circle", "path", "polyline", "br", "!doctype")
+    VOID = ("meta", "circle", "path", "polyline", "br", "wbr", "!doctype")
 
     def __init__(self):
         super().__init__()
@@ -239,3 +251,107 @@ def test_the_accepted_set_is_described_in_both_forms(report):
         assert words in page
         assert words in text
     assert "<b>no</b>" not in page
+
+
+def long_answers(n: int, words: str, num_turns: int) -> dict[str, list[Sample]]:
+    """Answers of three models to long questions that begin alike; the student is always wrong."""
+
+    def one(role: str, i: int) -> Sample:
+        text = f"{words} {i} " * (200 if i < 50 else 20)  # the cases are the first 50
+        turns = [Message(role="user", content=text), Message(role="assistant", content=text)]
+        asked = Message(role="user", content=f"Name the topic of this message:\n{text}")
+        return Sample(
+            record_id=f"r{i}", prompt=(*turns * (num_turns - 1), asked), references=(text,),
+            text=text, prediction=text, correct=float(role == "teacher"),
+        )  # fmt: skip
+
+    return {
+        role: [one(role, i) for i in range(n)] for role in ("teacher", "distilled", "untouched")
+    }
+
+
+@pytest.mark.parametrize("words", ["<order> &", "എന്റെ ഓർഡർ"], ids=["markup", "Malayalam"])
+def test_a_page_of_a_thousand_long_rows_is_smaller_than_two_megabytes(tmp_path, words):
+    samples = long_answers(1000, words, num_turns=4)
+    report = fake_report(n=60, shares={"teacher": 0.9, "distilled": 0.8, "untouched": 0.2})
+    lost, _, num_lost, _ = regressions_and_wins(
+        samples, student="distilled", others=("teacher", "untouched")
+    )
+    models = {}
+    for role, rows in samples.items():
+        write_jsonl(tmp_path / f"samples-{role}.jsonl", rows)
+        models[role] = report.models[role].model_copy(update={"samples": f"samples-{role}.jsonl"})
+    update = {"models": models, "regressions": lost, "wins": lost, "num_wins": num_lost}
+    report = report.model_copy(update={**update, "num_regressions": num_lost})
+    page = render_html(report, samples_dir=tmp_path, curves={"distilled": curve()})
+    assert len(page.encode()) < 2_000_000
+    shown = int(re.search(r"1,000 answers; the first (\d+) are here", page)[1])
+    assert page.count('<article class="case">') == 2 * shown > 0
+    assert "1,000 rows</summary>" in page or "more rows are in the files" in page
+
+
+def test_what_all_questions_begin_with_is_told_once():
+    start = "Name the topic of the message. Topics: refund, track.\n\n"
+    texts = [f"{start}Where is my fan?", f"{start}Where is my order?"]
+    assert common_start(texts) == start
+    assert common_start(["Where is my fan?", "Where is my order?"]) == ""
+    assert common_start([start, start]) == ""
+
+
+def test_a_case_shows_what_was_asked_and_not_the_instruction_before_it():
+    report = fake_report(n=60)
+    start = "Name the topic of the message, as one of the words that follow: refund, track. "
+    cases = [
+        {**case, "prompt": [{"role": "user", "content": f"{start}{i} fans broke"}]}
+        for i, case in enumerate(report.regressions)
+    ]
+    page = render_html(report.model_copy(update={"regressions": cases}))
+    assert '<article class="case"><p><bdi>\N{HORIZONTAL ELLIPSIS} 0 fans broke</bdi>' in page
+    assert "All questions begin with: <bdi>Name the topic" in page
+    assert f'<pre dir="auto">{start}1 fans broke</pre>' in page
+
+
+def test_texts_are_cut_as_far_as_a_part_is_small_enough():
+    def draw(length):
+        return ["a" * length] * 10
+
+    assert fitting(draw, (100, 50), 1000) == (["a" * 100] * 10, 100)
+    assert fitting(draw, (100, 50), 999) == (["a" * 50] * 10, 50)
+    assert fitting(draw, (100, 50), 120) == (["a" * 50] * 2, 50)
+
+
+def test_names_at_the_ends_of_curves_stay_above_the_axis():
+    lines = [Line(f"m{i}", [(0, 5.0), (100, 0.1 + i / 1000)], True, False) for i in range(6)]
+    drawing = curves(lines, title="t")
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start">m', drawing)]
+    assert len(heights) == 6 and max(heights) <= 200
+    assert all(b - a >= 11 for a, b in itertools.pairwise(sorted(heights)))
+
+
+def test_numbers_and_units_stay_on_one_line_in_the_verdict(page):
+    verdict = page.split('<div class="verdict">')[1].split("</div>")[0]
+    assert re.search(r"\d&nbsp;%", verdict) and not re.search(r"\d %", verdict)
+
+
+def test_trainings_stand_side_by_side_in_words():
+    training = {
+        "distilled": {"num_steps": 100, "seconds": 164.0, "stopped_early": False},
+        "text": {"num_steps": 90, "tokens_per_second": 469.9},
+    }
+    page = render_html(fake_report(n=30).model_copy(update={"training": training}))
+    row = '<th scope="row">steps planned</th><td class="num">100</td><td class="num">90</td>'
+    assert row in page
+    assert ">2 min 44 s<" in page and ">no<" in page and "num_steps" not in page
+
+
+def test_what_is_folded_up_as_a_whole_leaves_no_empty_heading_on_paper(page):
+    assert "<section class=folded><h2>All answers</h2><details>" in page
+    assert ".folded:not(:has(details[open])) { display: none; }" in page
+
+
+def test_what_was_not_set_is_not_listed():
+    report = fake_report(n=30)
+    page = render_html(
+        report.model_copy(update={"environment": {"decoding": {"stop": (), "n": 0}}})
+    )
+    assert "<dt>decoding</dt><dd>n 0</dd>" in page

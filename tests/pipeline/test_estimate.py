@@ -84,6 +84,58 @@ def test_reused_logs_ask_nobody(forecast):
     assert (found.num_requests, found.answer_tokens.most) == (0, 0)
 
 
+@pytest.fixture
+def judged(forecast, tmp_path):
+    """Estimates what a judge takes for 30 test rows; its config by keyword."""
+
+    def make(lengths=(), **judge):
+        test = tmp_path / "test.jsonl"
+        rows = [{"question": f"{n} " * 20, "answer": "known " * 10} for n in range(30)]
+        test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folder = RunDir(tmp_path / "run").judgments
+        folder.mkdir(parents=True, exist_ok=True)
+        replies = [
+            Response(record_id=str(n), text="x", finish_reason="stop", num_new_tokens=length)
+            for n, length in enumerate(lengths)
+        ]
+        write_jsonl(LedgerDir(folder).segment(1), replies)
+        judge = {"url": "http://judge.example/v1", "price": PRICE, "max_new_tokens": 200, **judge}
+        data = {"validation": 0, "test": str(test)}
+        return forecast(data=data, evaluate={"judge": judge}).judge
+
+    return make
+
+
+def test_a_judge_is_asked_about_every_pair_in_both_orders_at_most(judged):
+    found = judged()
+    assert (found.num_records, found.num_requests) == (30, 30 * 2 * 2)
+    assert found.answer_tokens.most == 120 * 200
+    most = (found.prompt_tokens.most * 1 + found.answer_tokens.most * 10) / 1e6
+    assert found.cost.most == pytest.approx(most)
+    assert found.cost.low == 0 < found.cost.likely < found.cost.most
+    assert judged(against=["teacher"]).num_requests == 30 * 2
+    assert judged(num_rows=10).num_requests == 10 * 2 * 2
+
+
+def test_a_rubric_is_asked_once_about_each_answer_of_each_model(judged):
+    found = judged(how=["rubric"])
+    assert found.num_requests == 30 * 3
+    assert 0 < found.cost.low < found.cost.likely < found.cost.most
+    assert judged(how=["rubric", "pairwise"]).num_requests == 30 * (3 + 4)
+
+
+def test_replies_that_came_say_how_long_a_judges_others_will_be(judged):
+    assert judged().answer_tokens.likely == 120 * 64
+    assert judged(lengths=[20, 40] * 5).answer_tokens.likely == 120 * 30
+
+
+def test_a_judge_without_a_price_or_a_run_without_one_says_so(judged, forecast):
+    found = judged(price=None)
+    assert found.cost is None
+    assert any("set evaluate.judge.price" in note for note in found.notes)
+    assert forecast().judge is None
+
+
 def test_the_command_prints_a_table_or_one_object(tmp_path, capsys, monkeypatch):
     from potstill.cli import main
 

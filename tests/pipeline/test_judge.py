@@ -8,13 +8,14 @@ from potstill.config import JudgeConfig, parse_config
 from potstill.errors import ConfigError, TeacherError
 from potstill.examine.ballots import Ballot, Preference
 from potstill.examine.report_html import render_html
-from potstill.examine.report_judge import judge_metrics, judge_sentences, lines
+from potstill.examine.report_judge import judge_lines, judge_metrics, judge_sentences, lines
 from potstill.examine.report_markdown import render_markdown
+from potstill.examine.resample import wilson
 from potstill.pipeline.context import Context, wait
 from potstill.pipeline.judge import Bench, judge
 from potstill.pipeline.report import _judge
 from potstill.rundir import RunDir, read_jsonl, write_jsonl
-from potstill.types import Evaluation, Message, Report, Sample
+from potstill.types import Estimate, Evaluation, Message, Report, Sample
 
 NUM = 12
 
@@ -118,6 +119,42 @@ def test_scores_are_asked_for_one_answer_at_a_time_and_compared_in_pairs(context
     assert scores["untouched"]["judge_score"].value < scores["teacher"]["judge_score"].value
     against = {c["b"]: c["verdict"] for c in found["comparisons"]}
     assert against["untouched"] == "better"
+
+
+@pytest.mark.parametrize(("right", "share"), [("good", 1.0), ("poor", 0.0)])
+def test_scores_are_held_against_the_known_answers(context, right, share):
+    fake = fake_judge(lambda answer: f"Score: {5 if 'good' in answer else 2}")
+    with served(fake):
+        ctx = context(fake, how=["rubric"], against=["untouched"])
+        for place, role in enumerate(("distilled", "untouched")):
+            said = [("good", "poor")[(i + place) % 2] for i in range(NUM)]
+            rows = [
+                sample.model_copy(update={"text": text, "correct": float(text == right)})
+                for sample, text in zip(answers("x"), said, strict=True)
+            ]
+            write_jsonl(ctx.run.samples(role), rows)
+        judge(ctx, ("distilled", "untouched"))
+    found = _judge(ctx)
+    agreed = Estimate.model_validate(found["score_agreement"]["untouched"]["agreement"])
+    assert (agreed.value, agreed.n) == (share, NUM)
+    assert (agreed.low, agreed.high) == pytest.approx(wilson(share * NUM, NUM))
+    told = " ".join(judge_lines(found))
+    assert f"of {NUM} pairs in which exactly one is right" in told
+
+
+def test_scores_that_say_nothing_of_right_and_wrong_are_warned_of(context):
+    fake = fake_judge(lambda answer: "Score: 3")
+    with served(fake):
+        ctx = context(fake, how=["rubric"], against=["untouched"])
+        for place, role in enumerate(("distilled", "untouched")):
+            rows = [
+                sample.model_copy(update={"correct": float((i + place) % 2)})
+                for i, sample in enumerate(answers(role[0]))
+            ]
+            write_jsonl(ctx.run.samples(role), rows)
+        judge(ctx, ("distilled", "untouched"))
+    (told,) = [line for line in judge_lines(_judge(ctx)) if line.startswith("warning: scores")]
+    assert told.endswith("are not shown to tell right from wrong better than chance")
 
 
 def report_of(found) -> Report:

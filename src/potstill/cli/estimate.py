@@ -19,6 +19,7 @@ from potstill.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from potstill.pipeline.estimate import Forecast
     from potstill.pipeline.estimate_training import TrainingForecast
 
 Training = Annotated[
@@ -45,7 +46,7 @@ def estimate(
 ) -> None:
     """Say what asking the teacher and training the student will take. Asks nobody.
 
-    Requests, tokens, money and time of the teacher; memory, time and energy of training, from
+    Requests, tokens, money and time of teacher and judge; memory, time and energy of training, from
     20 steps on this machine, and the largest micro-batch that fits.
 
     Example: potstill estimate distill.yaml
@@ -62,6 +63,19 @@ def estimate(
         console.print_json(found.model_dump(mode="json"))
         return
     console.print_line(f"{found.num_records:,} records, {found.num_requests:,} requests")
+    _print_asking(found)
+    if found.judge is not None:
+        console.print_line()
+        console.print_line(
+            f"judge: {found.judge.num_records:,} test answers, at most "
+            f"{found.judge.num_requests:,} requests"
+        )
+        _print_asking(found.judge)
+    if found.training is not None:
+        _print_training(found.training)
+
+
+def _print_asking(found: Forecast) -> None:
     parts = [
         ("prompt tokens", found.prompt_tokens, lambda value: f"{value:,.0f}"),
         ("answer tokens", found.answer_tokens, lambda value: f"{value:,.0f}"),
@@ -76,8 +90,6 @@ def estimate(
     console.print_table(("", "low", "likely", "most"), rows)
     for note in found.notes:
         console.print_note(note)
-    if found.training is not None:
-        _print_training(found.training)
 
 
 def _print_training(found: TrainingForecast) -> None:

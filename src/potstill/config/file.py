@@ -201,7 +201,7 @@ def _anchored(config: DistillConfig, base: Path) -> DistillConfig:
         files["privacy"] = data.privacy.model_copy(update={"names": anchor(names)})
     examined = {
         name: anchor(value)
-        for name in ("gold_data", "lm_eval")
+        for name in ("gold_data", "lm_eval", "general_include")
         if (value := getattr(config.evaluate, name))
     }
     judge = config.evaluate.judge

@@ -169,6 +169,10 @@ class EvaluateConfig(Section):
     """Public benchmarks, by lm-eval's names, that the student answers before and after: what it
     can still do besides its task. Needs `lm_eval`."""
 
+    general_include: Path | None = None
+    """Folder of lm-eval task files (YAML) of your own, which `general_tasks` may name too; paths in
+    them count from it."""
+
     general_limit: int | None = Field(200, ge=1)
     """Questions of each public benchmark; null asks all."""
 

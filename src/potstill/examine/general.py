@@ -7,6 +7,7 @@ own, and only its results are read. It is found on disk, never installed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import ConfigError, DataError, PotstillError
-from potstill.examine.resample import Z
+from potstill.examine.resample import Z, wilson
 from potstill.types import Estimate
 
 PREFIX = "general"
@@ -31,6 +32,7 @@ def ask_lm_eval(
     limit: int | None,
     batch_size: int,
     out: Path,
+    include: Path | None = None,
 ) -> dict[str, Estimate]:
     """Runs lm-eval on a Hugging Face folder, in its own environment and process.
 
@@ -38,21 +40,17 @@ def ask_lm_eval(
         command: The executable `lm_eval` of that environment.
         limit: Questions of each task; all where None.
         out: Folder for its results.
+        include: Folder of task files that are not its own; paths in them count from it.
 
     Returns:
         general.TASK.METRIC -> estimate.
 
     Raises:
-        ConfigError: If there is no such command.
+        ConfigError: If there is no such command, or no such folder of tasks.
         PotstillError: If it fails; with its last words.
         DataError: If its results cannot be read.
     """
-    if not command.is_file():
-        raise ConfigError(
-            f"evaluate.lm_eval: {command} is no file; it is the command of an environment of its "
-            f"own: python -m venv lm-eval && lm-eval/bin/pip install lm-eval[hf], and then "
-            f"lm-eval/bin/lm_eval"
-        )
+    _refuse_absent(command, include)
     out.mkdir(parents=True, exist_ok=True)
     before = _written(out)
     arguments = [
@@ -60,27 +58,50 @@ def ask_lm_eval(
         *("--tasks", ",".join(tasks), "--batch_size", str(batch_size)),
         *("--output_path", str(out.absolute())),
         *(("--limit", str(limit)) if limit else ()),
+        *(("--include_path", str(include.absolute())) if include else ()),
     ]
     environment = {k: v for k, v in os.environ.items() if k not in _NOT_HANDED_ON}
     done = subprocess.run(
         [str(command.absolute()), *arguments],
         env=environment,
+        cwd=include,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
     )
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        said = " / ".join(line.strip() for line in lines[-3:]) or "nothing"
         raise PotstillError(
             f"lm-eval ended with code {done.returncode} on {', '.join(tasks)}; its last words: "
-            f"{said}"
+            f"{_last_words(done.stderr or done.stdout)}"
         )
     files = sorted(_written(out) - before)
     if not files:
         raise DataError(f"lm-eval ended well, but wrote no results into {out}")
     return read_results(json.loads(files[-1][1].read_text(encoding="utf-8")))
+
+
+def _refuse_absent(command: Path, include: Path | None) -> None:
+    if not command.is_file():
+        raise ConfigError(
+            f"evaluate.lm_eval: {command} is no file; it is the command of an environment of its "
+            f"own: python -m venv lm-eval && lm-eval/bin/pip install lm-eval[hf], and then "
+            f"lm-eval/bin/lm_eval"
+        )
+    if include and not include.is_dir():
+        raise ConfigError(
+            f"evaluate.general_include: {include} is no folder; "
+            f"it is to hold task files (YAML) for lm-eval"
+        )
+
+
+def _last_words(text: str) -> str:
+    """The last three lines, or what a traceback says at its end without its places."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    if any(line.startswith("Traceback ") for line in lines):
+        place = max(i for i, line in enumerate(lines) if line.startswith(" ")) + 1
+        lines = lines[place:] or lines
+    return " / ".join(line.strip() for line in lines[-3:]) or "nothing"
 
 
 def _written(folder: Path) -> set[tuple[int, Path]]:
@@ -89,7 +110,7 @@ def _written(folder: Path) -> set[tuple[int, Path]]:
 
 
 def read_results(tree: Mapping[str, Any]) -> dict[str, Estimate]:
-    """The figures of lm-eval's results file, each with the interval of its standard error.
+    """The figures of lm-eval's results file, each with an interval where it has an error.
 
     Raises:
         DataError: If it is none.
@@ -100,27 +121,52 @@ def read_results(tree: Mapping[str, Any]) -> dict[str, Estimate]:
     found = {}
     for task, figures in results.items():
         counts = tree.get("n-samples", {}).get(task, {})
+        n = int(counts.get("effective") or figures.get("sample_len") or 0)
         directions = tree.get("higher_is_better", {}).get(task, {})
         for key, value in figures.items():
             name, _, how = key.partition(",")
-            if name.endswith("_stderr") or isinstance(value, bool | str) or value is None:
+            # Only figures name their filter; counts and the task's names stand beside them.
+            if not how or name.endswith("_stderr") or not _is_number(value):
                 continue
             error = figures.get(f"{name}_stderr,{how}")
-            has_error = isinstance(error, int | float)
+            low, high, method = _interval(value, error if _is_number(error) else None, n)
             shots = tree.get("n-shot", {}).get(task)
-            said = [f"lm-eval {tree.get('lm_eval_version', '')}".strip(), f"filter {how or 'none'}"]
+            version = tree.get("versions", {}).get(task)
+            said = [f"lm-eval {tree.get('lm_eval_version', '')}".strip(), f"filter {how}"]
             said += [f"{shots}-shot"] if shots is not None else []
-            said += [f"task version {tree['versions'][task]}"] if "versions" in tree else []
+            said += [f"task version {version}"] if version is not None else []
             found[f"{PREFIX}.{task}.{name}"] = Estimate(
                 value=float(value),
-                low=float(value - Z * error) if has_error else None,
-                high=float(value + Z * error) if has_error else None,
-                n=int(counts.get("effective", 0)),
-                method="normal, lm-eval's standard error" if has_error else "none",
+                low=low,
+                high=high,
+                n=n,
+                method=method,
                 signature=", ".join(said),
                 higher_is_better=bool(directions.get(name, True)),
             )
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _interval(value: float, error: float | None, n: int) -> tuple[float | None, float | None, str]:
+    """Wilson's interval of a share of right answers, else that of lm-eval's standard error.
+
+    The mean of n marks between 0 and 1 has the standard error sqrt(p (1 - p) / (n - 1)) only
+    where every mark is 0 or 1, so the error tells a share. Where all marks are equal the error
+    is 0, which would make an interval of no width.
+    """
+    if error is None:
+        return None, None, "none"
+    if n > 1 and 0 <= value <= 1:
+        of_share = math.sqrt(value * (1 - value) / (n - 1))
+        if math.isclose(error, of_share, rel_tol=1e-6, abs_tol=1e-12):
+            return *wilson(value * n, n), "wilson"
+    if not error:
+        return None, None, "none"
+    return value - Z * error, value + Z * error, "normal, lm-eval's standard error"
 
 
 def with_drift(
@@ -130,6 +176,8 @@ def with_drift(
 
     Both answered the same questions, but only standard errors are told, so the interval is that
     of independent answers: too wide rather than too narrow.
+
+    Source: Newcombe (1998), Statistics in Medicine 17, 873-890, method 10.
     """
     found = {}
     for name, ours in student.items():
@@ -138,9 +186,8 @@ def with_drift(
             found[name] = ours
             continue
         moved = ours.value - theirs.value
-        half = ((ours.value - ours.low) ** 2 + (theirs.value - theirs.low) ** 2) ** 0.5
-        note = (
-            f"untouched {theirs.value:.3f}; {moved:+.3f} [{moved - half:+.3f}, {moved + half:+.3f}]"
-        )
+        low = moved - math.hypot(ours.value - ours.low, theirs.high - theirs.value)
+        high = moved + math.hypot(ours.high - ours.value, theirs.value - theirs.low)
+        note = f"untouched {theirs.value:.3f}; {moved:+.3f} [{low:+.3f}, {high:+.3f}]"
         found[name] = ours.model_copy(update={"note": f"{note}, unpaired"})
     return found

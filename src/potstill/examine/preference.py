@@ -138,13 +138,7 @@ def _agreement(
     """With the known answers, and between every two voters; only pairs that were looked at."""
     result = {}
     opinions = {key: choice_of(score) for key, score in mean_scores(found).items()}
-    known = {
-        pair.key: "a" if pair.a.correct >= 0.5 else "b"
-        for pair in pairs
-        if None not in (pair.a.correct, pair.b.correct)
-        and (pair.a.correct >= 0.5) != (pair.b.correct >= 0.5)
-    }
-    result["known answers"] = compared(pairs, opinions, known, seed=seed)
+    result["known answers"] = compared(pairs, opinions, right_ones(pairs), seed=seed)
     each = {
         voter: {k: choice_of(one.score) for k, one in of_voter.items() if one.kind not in SETTLED}
         for voter, of_voter in found.items()
@@ -152,6 +146,36 @@ def _agreement(
     for one, other in itertools.combinations(each, 2):
         result[f"{one} and {other}"] = compared(pairs, each[one], each[other], seed=seed)
     return {name: values for name, values in result.items() if values}
+
+
+def right_ones(pairs: Sequence[Pair]) -> dict[Key, str]:
+    """Whose answer is right, of the pairs in which exactly one is: a or b."""
+    return {
+        pair.key: "a" if pair.a.correct >= 0.5 else "b"
+        for pair in pairs
+        if pair.a.correct is not None
+        and pair.b.correct is not None
+        and (pair.a.correct >= 0.5) != (pair.b.correct >= 0.5)
+    }
+
+
+def scores_agreement(
+    pairs: Sequence[Pair],
+    scores_a: Mapping[Key, float | None],
+    scores_b: Mapping[Key, float | None],
+    *,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Whether the right one of two answers has the higher score; {} where no pair tells.
+
+    What a judge that scores answers one by one is worth, on the scale of one that compares them.
+    """
+    opinions = {}
+    for pair in pairs:
+        one, two = scores_a.get(pair.key), scores_b.get(pair.key)
+        if one is not None and two is not None:
+            opinions[pair.key] = "a" if one > two else "b" if one < two else "tie"
+    return compared(pairs, opinions, right_ones(pairs), seed=seed)
 
 
 def mean_scores(found: Mapping[str, Mapping[Key, Outcome]]) -> dict[Key, float]:

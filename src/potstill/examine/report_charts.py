@@ -265,11 +265,22 @@ def curves(lines: Sequence[Line], *, title: str) -> str:
             dots = "".join(f'{dot} cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in placed)
             parts.append(f'<g class="student">{dots}</g>' if line.is_student else dots)
         ends.append((placed[-1][1], line))
-    last = -math.inf
-    for y, line in sorted(ends, key=lambda end: end[0]):
-        last = max(y + 3.5, last + LINE)
-        parts.append(_text(right + 6, last, line.label, "student" * line.is_student, "start"))
+    ends.sort(key=lambda end: end[0])
+    places = _apart([y + 3.5 for y, _ in ends], bottom)
+    for y, (_, line) in zip(places, ends, strict=True):
+        parts.append(_text(right + 6, y, line.label, "student" * line.is_student, "start"))
     return svg(bottom + 20, title, parts)
+
+
+def _apart(places: Sequence[float], lowest: float) -> list[float]:
+    """Heights of lines of text in their order, none on another, as far as they fit above one."""
+    found: list[float] = []
+    for y in places:
+        found.append(max(y, found[-1] + LINE) if found else y)
+    for i in reversed(range(len(found))):
+        found[i] = min(found[i], lowest)
+        lowest = found[i] - LINE
+    return found
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:

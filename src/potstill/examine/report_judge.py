@@ -151,7 +151,26 @@ def judge_lines(judge: Mapping[str, Any]) -> list[str]:
         for line in lines(one)
     )
     told |= dict.fromkeys(f"warning: {w}" for w in judge.get("warnings", ()) if not found)
-    return list(told)
+    return [*told, *_score_lines(judge)]
+
+
+def _score_lines(judge: Mapping[str, Any]) -> list[str]:
+    """What scores are worth: how often the right one of two answers has the higher one."""
+    told = []
+    for role, values in judge.get("score_agreement", {}).items():
+        agreed, kappa = (Estimate.model_validate(values[name]) for name in ("agreement", "kappa"))
+        told.append(
+            f"scores beside those of {role}: the right answer has the higher one in "
+            f"{shares(agreed)} of {agreed.n:,} pairs in which exactly one is right, kappa "
+            f"{_kappa(kappa)}"
+        )
+        least = kappa.value if kappa.low is None else kappa.low
+        if least is not None and least <= 0:
+            told.append(
+                f"warning: scores beside those of {role} are not shown to tell right from wrong "
+                f"better than chance"
+            )
+    return told
 
 
 def _shared(found: Sequence[Preference]) -> set[str]:

@@ -29,6 +29,8 @@ VERDICT_TEXT = {
 }
 MAX_CLASSES = 30
 LONG_CELL = 40
+SHORT_CELL = 26
+"""Characters of a value with its interval, which stays on one line."""
 
 
 def safe(text: object) -> str:
@@ -207,11 +209,16 @@ def confusion_table(report: Report, student: str) -> str:
             )
             cells.append(f'<td class="num {kind}">{count or ""}{arrow}</td>')
         rows.append(f'<tr><th scope="row">{safe(name)}</th>{"".join(cells)}</tr>')
-    headings = ["right answer", *(safe(c) if c else "<i>unreadable</i>" for c in columns)]
+    headings = ["right answer", *(_breakable(c) or "<i>unreadable</i>" for c in columns)]
     caption = f"What {safe(student)} answered." + (
         " Small: the change against the untouched student." if before else ""
     )
     return table(headings, rows, caption=caption, numeric=range(1, len(headings)))
+
+
+def _breakable(name: str) -> str:
+    """A name that may go on in the next line after an underscore."""
+    return safe(name).replace("_", "_<wbr>")
 
 
 def retention_list(report: Report) -> str:
@@ -259,4 +266,5 @@ def speed_html(report: Report) -> list[tuple[str, str]]:
 
 def _text_cell(text: str) -> str:
     """A cell that is wide enough for what it says."""
-    return f"<td{' class=note' if len(text) > LONG_CELL else ''}>{safe(text)}</td>"
+    kind = "note" if len(text) > LONG_CELL else "short" if len(text) <= SHORT_CELL else ""
+    return f"<td{f' class={kind}' if kind else ''}>{safe(text)}</td>"

@@ -36,7 +36,7 @@ _ABOUT = {
 }
 
 _MOST_ANSWERS = 1000
-_FEWEST_ANSWERS = 10
+FEWEST_ANSWERS = 10
 
 
 class Range(Noun):
@@ -68,16 +68,22 @@ class Forecast(Noun):
     notes: tuple[str, ...] = ()
     """How it was reckoned, and what could not be known."""
 
+    judge: Forecast | None = None
+    """What judging will take; None without a judge or a test set."""
+
     training: TrainingForecast | None = None
     """What training will take; None where it was not asked for, or the weights are not here."""
 
 
-class _Size(NamedTuple):
+class Size(NamedTuple):
     """Tokens of a text."""
 
     low: float
     likely: float
     most: float
+
+
+Sizer = Callable[[Sequence[Message]], Size]
 
 
 def estimate(ctx: Context, *, training: bool = False) -> Forecast:
@@ -90,6 +96,8 @@ def estimate(ctx: Context, *, training: bool = False) -> Forecast:
         ConfigError, DataError: As loading and splitting do.
         TrainError: If the 20 steps failed.
     """
+    from potstill.pipeline.estimate_judge import estimate_judge  # it is reckoned with what is here
+
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         run = RunDir(folder)
         reading = dataclasses.replace(ctx, run=run, on_event=None)
@@ -100,6 +108,8 @@ def estimate(ctx: Context, *, training: bool = False) -> Forecast:
         every = math.ceil(num_records / MOST_ROWS)
         sample = list(itertools.islice(itertools.chain(*parts), 0, None, every))
         found = _forecast(ctx, num_records, sample)
+        judged = estimate_judge(ctx, list(JsonLines(run.test, Record)) if run.test.exists() else [])
+        found = found.model_copy(update={"judge": judged})
         return _with_training(ctx, found, run) if training else found
 
 
@@ -199,7 +209,7 @@ def _of_one(
 ) -> Forecast:
     """What one teacher will take for so many records like these."""
     generation, ref, notes = ctx.config.generation, ref_of(ctx, teacher), []
-    size = _sizer(ref, notes)
+    size = sizer(ref, notes)
     prompts = [
         (place, size(teacher_prompt(turn, generation).messages))
         for record in sample
@@ -229,33 +239,33 @@ def _of_one(
         prompt_tokens=asked,
         answer_tokens=answers,
         cost=_cost(teacher, ref, asked, answers, notes),
-        seconds=_seconds(teacher, num_requests, asked, answers, notes),
+        seconds=seconds_of(teacher, num_requests, asked, answers, notes),
         notes=tuple(notes),
     )
 
 
-def _sizer(ref: ModelRef, notes: list[str]) -> Callable[[Sequence[Message]], _Size]:
-    """Counts the tokens of messages: with the teacher's tokenizer where it is here."""
+def sizer(ref: ModelRef, notes: list[str], who: str = "teacher") -> Sizer:
+    """Counts the tokens of messages: with a model's own tokenizer where it is here."""
     folder = Path(ref.source)
     if ref.kind == "huggingface" and (folder / "tokenizer_config.json").exists():
         from potstill.data.render import render_prompt
         from potstill.models.weights import load_tokenizer
 
         tokenizer = load_tokenizer(ref)
-        notes.append("prompts are counted with the teacher's own tokenizer")
+        notes.append(f"prompts are counted with the {who}'s own tokenizer")
 
-        def count(messages: Sequence[Message]) -> _Size:
-            return _Size(*[float(len(render_prompt(tokenizer, messages)))] * 3)
+        def count(messages: Sequence[Message]) -> Size:
+            return Size(*[float(len(render_prompt(tokenizer, messages)))] * 3)
 
         return count
     notes.append(
-        "the teacher's tokenizer is not here: a token is reckoned as 6, 4 and 1 bytes; more than "
+        f"the {who}'s tokenizer is not here: a token is reckoned as 6, 4 and 1 bytes; more than "
         "one a byte no tokenizer makes"
     )
 
-    def reckon(messages: Sequence[Message]) -> _Size:
+    def reckon(messages: Sequence[Message]) -> Size:
         num_bytes = sum(len(m.content.encode("utf-8", "replace")) for m in messages)
-        return _Size(
+        return Size(
             num_bytes / 6, num_bytes / 4 + 4 * len(messages), num_bytes + 16 * len(messages)
         )
 
@@ -265,12 +275,12 @@ def _sizer(ref: ModelRef, notes: list[str]) -> Callable[[Sequence[Message]], _Si
 def _answer_tokens(
     ctx: Context,
     sample: Sequence[Record],
-    size: Callable[[Sequence[Message]], _Size],
+    size: Sizer,
     notes: list[str],
 ) -> tuple[float, float | None]:
     """Tokens of one answer, low and likely: from answers that came, else from known ones."""
-    came = _lengths_in_ledger(ctx.run)
-    if len(came) >= _FEWEST_ANSWERS:
+    came = lengths_in_ledger(ctx.run.responses)
+    if len(came) >= FEWEST_ANSWERS:
         mean = sum(came) / len(came)
         spread = math.sqrt(sum((n - mean) ** 2 for n in came) / (len(came) - 1) / len(came))
         notes.append(
@@ -290,11 +300,11 @@ def _answer_tokens(
     return 1.0, None
 
 
-def _lengths_in_ledger(run: RunDir) -> list[int]:
-    """Tokens of the first answers that a run keeps; reads beside a run that goes on."""
+def lengths_in_ledger(folder: Path) -> list[int]:
+    """Tokens of the first answers that a ledger keeps; reads beside a run that goes on."""
     lengths = (
         response.num_new_tokens
-        for response in kept_responses(LedgerDir(run.responses))
+        for response in kept_responses(LedgerDir(folder))
         if response.finish_reason != "error" and response.num_new_tokens
     )
     return list(itertools.islice(lengths, _MOST_ANSWERS))
@@ -321,11 +331,17 @@ def _cost(
     )
 
 
-def _seconds(
-    teacher: TeacherConfig, num_requests: float, asked: Range, answers: Range, notes: list[str]
+def seconds_of(
+    teacher: TeacherConfig,
+    num_requests: float,
+    asked: Range,
+    answers: Range,
+    notes: list[str],
+    who: str = "teacher",
 ) -> Range | None:
+    """What the rate limits of a place alone take; None without them."""
     if not (teacher.requests_per_minute or teacher.tokens_per_minute):
-        notes.append("how fast the teacher answers is not known")
+        notes.append(f"how fast the {who} answers is not known")
         return None
 
     def minutes(num_tokens: float) -> float:

@@ -28,6 +28,7 @@ def general(ctx: Context, rows: list[Row]) -> None:
             limit=settings.general_limit,
             batch_size=settings.batch_size,
             out=ctx.run.general(role),
+            include=settings.general_include,
         )
 
     def work() -> dict[str, Any]:
@@ -42,4 +43,5 @@ def general(ctx: Context, rows: list[Row]) -> None:
         return {"general": dumped, "text": f"{named}, by lm-eval"}
 
     keys = [row.key for row in chosen.values()]
-    ctx.stage("general", (keys, settings.general_tasks, settings.general_limit), work)
+    own = (settings.general_include,) if settings.general_include else ()
+    ctx.stage("general", (keys, settings.general_tasks, settings.general_limit, *own), work)

@@ -26,7 +26,7 @@ from potstill.examine.judge import (
 )
 from potstill.examine.metrics import MeanMetric, estimate
 from potstill.examine.numbers import percent
-from potstill.examine.preference import preference
+from potstill.examine.preference import preference, scores_agreement
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
 from potstill.pipeline.context import Context, prepared, wait, weights_key
@@ -133,7 +133,8 @@ class Bench:
         """The first model against each of the others, and all of them by themselves, as asked.
 
         Returns:
-            `name`, `family`, `preferences`, `scores`, `comparisons`, `cost`: JSON values.
+            `name`, `family`, `preferences`, `scores`, `comparisons`, `score_agreement`,
+            `cost`: JSON values.
         """
         config = self.config
         model = self.screened(open_chat_model(config, workspace=self.workspace))
@@ -148,9 +149,9 @@ class Bench:
                     pairs = pairs_of(samples[first], samples[other], config.num_rows)
                     found = await self._compare(model, first, other, pairs, family, warnings)
                     preferences.append(found)
-            scores, comparisons = {}, []
+            scores, comparisons, agreed = {}, [], {}
             if "rubric" in config.how:
-                scores, comparisons = await self._score(model, samples)
+                scores, comparisons, agreed = await self._score(model, samples)
         finally:
             await model.close()
         return {
@@ -160,6 +161,10 @@ class Bench:
             "preferences": [one.model_dump(mode="json") for one in preferences],
             "scores": {role: one.model_dump(mode="json") for role, one in scores.items()},
             "comparisons": [one.model_dump(mode="json") for one in comparisons],
+            "score_agreement": {
+                role: {name: one.model_dump(mode="json") for name, one in found.items()}
+                for role, found in agreed.items()
+            },
             "cost": self.cost,
         }
 
@@ -210,18 +215,20 @@ class Bench:
 
     async def _score(
         self, model: ChatModel, samples: Mapping[str, Sequence[Sample]]
-    ) -> tuple[dict[str, Estimate], list[Comparison]]:
-        """Mean score of every model's answers, and the first one's minus each other's."""
+    ) -> tuple[dict[str, Estimate], list[Comparison], dict[str, dict[str, Estimate]]]:
+        """Mean score of every model's answers, the first one's minus each other's, and whether
+        scores of these two agree with the known answers."""
         config, signature = self.config, self._signature("rubric", model)
         metric = MeanMetric(SCORE, lambda s: s.correct, signature, unit="of 5")
         scored: dict[str, list[Sample]] = {}
+        told: dict[str, dict[tuple[str, int], float | None]] = {}
         for role, all_of_them in samples.items():
             chosen = [pair.a for pair in pairs_of(all_of_them, all_of_them, config.num_rows)]
             asked = answer_records(
                 chosen, criteria=config.criteria, show_reference=config.show_reference
             )
             replies = await self._ask(model, [record for _, record in asked], f"rubric {role}")
-            said = {
+            said = told[role] = {
                 (sample.record_id, sample.turn): read_score(reply.text)
                 for (sample, _), reply in zip(asked, replies, strict=True)
             }
@@ -234,10 +241,15 @@ class Bench:
         first, *others = scored
         found = {r: estimate(metric, of_role, seed=self.seed) for r, of_role in scored.items()}
         read = {r: [s for s in of_role if s.correct is not None] for r, of_role in scored.items()}
-        return found, [
+        agreed = {}
+        for r in others:
+            pairs = pairs_of(samples[first], samples[r])
+            agreed[r] = scores_agreement(pairs, told[first], told[r], seed=self.seed)
+        comparisons = [
             compare(first, r, metric, read[first], read[r], margin=None, seed=self.seed)
             for r in others
         ]
+        return found, comparisons, {r: values for r, values in agreed.items() if values}
 
     async def _ask(
         self, model: ChatModel, questions: Sequence[Record], part: str

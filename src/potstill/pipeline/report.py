@@ -140,7 +140,8 @@ def _limits(ctx: Context, answers: Sequence[Sample]) -> list[str]:
 def _judge(ctx: Context) -> dict[str, Any]:
     """What the judge said; empty where the config has none."""
     found = {} if ctx.config.evaluate.judge is None else ctx.run.facts("judge")
-    kept = ("name", "family", "warnings", "preferences", "scores", "comparisons", "cost")
+    kept = ("name", "family", "warnings", "preferences", "scores", "comparisons")
+    kept += ("score_agreement", "cost")
     return {name: found[name] for name in kept if name in found}
 
 
