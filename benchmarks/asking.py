@@ -91,20 +91,31 @@ class Nowhere:
 
 
 async def ask_through(url: str, ledger: Any, number: int, k: int = 0) -> dict[str, float]:
-    """Asks so many prompts, and says how fast and how late the event loop was."""
+    """Asks so many prompts, and says how fast and how late the event loop was.
+
+    `own` and `others` are processor microseconds a request: of the thread that asks, and of all
+    others of this process.
+    """
     teacher = EndpointModel(f"{url}/v1", "fake", max_in_flight=IN_FLIGHT, start_in_flight=IN_FLIGHT)
     asker = Asker(teacher, QA, CONFIG, ledger, number, k, lambda state: None)
     places = (Place(n, record, 0) for n, record in enumerate(records(number)))
     with seldom_swept():  # as `generate` does
         async with lag(asker) as (lags, pauses):
-            started = time.perf_counter()
+            started, own, all_ = time.perf_counter(), time.thread_time(), time.process_time()
             await asker.ask_all(places)
             seconds = time.perf_counter() - started
+            own, all_ = time.thread_time() - own, time.process_time() - all_
     await teacher.close()
     assert asker.tally.answered == number
     lags.sort()
     late = lags[int(len(lags) * 0.99)]
-    return {"per_second": number / seconds, "lag": late, "paused": sum(pauses) / len(pauses)}
+    return {
+        "per_second": number / seconds,
+        "lag": late,
+        "paused": sum(pauses) / len(pauses),
+        "own": own / number * 1e6,
+        "others": (all_ - own) / number * 1e6,
+    }
 
 
 @contextlib.asynccontextmanager
@@ -201,8 +212,23 @@ def table_of_sinks(found: dict[str, list[dict[str, Any]]], what: str) -> list[st
         f"The ledger costs {median(costs):.1%} of the requests a second (median of the pairs' "
         f"own ratios; {min(costs):.1%} to {max(costs):.1%}; half of them between "
         f"{quarters[0]:.1%} and {quarters[2]:.1%}).",
+        "",
+        processor_time(found["nowhere"], found["ledger"]),
     ]
     return lines
+
+
+def processor_time(thrown: list[dict[str, Any]], kept: list[dict[str, Any]]) -> str:
+    own, others = (
+        median(one[name] - free[name] for one, free in zip(kept, thrown, strict=True))
+        for name in ("own", "others")
+    )
+    base = median(one["own"] for one in thrown)
+    return (
+        f"Processor time of a request: {base:.0f} µs of the thread that asks while nothing is "
+        f"kept; the ledger adds {own:.0f} µs there ({own / base:.1%}) and {others:.0f} µs in "
+        "other threads (medians of the pairs' own differences)."
+    )
 
 
 # An endpoint with an allowance
