@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from installed import needs_engine
 from tiny import tiny_llama
 
 from potstill.cli import main
 from potstill.export.gguf import export_gguf
-from potstill.models.embedded import is_installed
 from potstill.rundir import RunDir, write_jsonl, write_text
 from potstill.types import Message, Record
 
@@ -95,8 +95,7 @@ def test_all_of_a_runs_files_are_tried_on_its_own_prompts(model, tmp_path, capsy
 
 @pytest.mark.slow
 def test_a_model_that_does_not_fit_ends_with_1_and_leaves_nothing_behind(model, tmp_path, capsys):
-    if not is_installed("ctranslate2"):
-        pytest.skip('no engine for it here: pip install "potstill[ctranslate2]"')
+    needs_engine("ctranslate2")
     assert run("export", model, "--to", "ctranslate2:float32", "--out", "out") == 0
     capsys.readouterr()
     (tmp_path / "out" / "manifest.json").unlink()

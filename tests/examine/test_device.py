@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from installed import needs_engine
 from tiny import tiny_llama
 
 from potstill.errors import ConfigError, DataError
@@ -17,7 +18,6 @@ from potstill.examine.limited import MemoryLimit, taken_bytes
 from potstill.models.apart import open_apart
 from potstill.models.catalog import find_model
 from potstill.models.devices import Device
-from potstill.models.embedded import is_installed
 from potstill.models.machine import work_seconds
 from potstill.types import Message, Record, Sampling
 
@@ -57,8 +57,7 @@ def made(kind, folder):
         from potstill.export.gguf import export_gguf
 
         return export_gguf(source, folder / "gguf", quant="f16")
-    if not is_installed(kind):
-        pytest.skip(f'no engine for it here: pip install "potstill[{kind}]"')
+    needs_engine(kind)
     if kind == "ctranslate2":
         from potstill.export.ctranslate import export_ctranslate2
 

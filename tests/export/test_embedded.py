@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from installed import needs_engine
 from tiny import tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -17,7 +18,6 @@ from potstill.export.onnx_genai import _build, export_onnx
 from potstill.export.parity import check_artefact
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
-from potstill.models.embedded import is_installed
 from potstill.models.weights import cached_folder
 from potstill.types import Message, Record, Sampling
 
@@ -33,8 +33,7 @@ EXACT = [("ctranslate2", "float32"), ONNX]
 
 
 def exported(source, out, kind, quant):
-    if not is_installed(kind):
-        pytest.skip(f'no engine for it here: pip install "potstill[{kind}]"')
+    needs_engine(kind)
     return EXPORTERS[kind](source, out, quant=quant)
 
 
@@ -154,8 +153,7 @@ def with_two_heads(path):
 
 
 def test_a_model_in_which_the_onnx_builder_would_mistake_a_layer_for_the_head_is_refused(tmp_path):
-    if not is_installed("onnx"):
-        pytest.skip('no engine for it here: pip install "potstill[onnx]"')
+    needs_engine("onnx")
     source = with_two_heads(tmp_path / "m")
     with pytest.raises(ExportError, match=r"mlp\.gate_proj has 421 outputs.*pad the vocabulary"):
         export_onnx(source, tmp_path / "out", quant="fp32")
@@ -164,8 +162,7 @@ def test_a_model_in_which_the_onnx_builder_would_mistake_a_layer_for_the_head_is
 
 @pytest.mark.slow
 def test_what_the_builder_makes_of_two_heads_does_not_pass_the_gate_either(tmp_path):
-    if not is_installed("onnx"):
-        pytest.skip('no engine for it here: pip install "potstill[onnx]"')
+    needs_engine("onnx")
     source, folder = with_two_heads(tmp_path / "m"), tmp_path / "out"
     folder.mkdir()
     _build(source, folder, "fp32")

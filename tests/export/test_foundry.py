@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from installed import needs_engine
 from tiny import tiny_llama, tiny_tokenizer
 
 from potstill.data.render import render_prompt
 from potstill.export.foundry import CONTENT, inference_model
 from potstill.export.onnx_genai import export_onnx
-from potstill.models.embedded import is_installed, open_embedded
+from potstill.models.embedded import open_embedded
 from potstill.types import Message
 
 PHI = (
@@ -59,8 +60,7 @@ def test_a_template_that_cannot_be_cut_keeps_the_single_question(template, promp
 
 @pytest.mark.slow
 def test_a_conversation_put_together_from_the_pieces_is_what_the_source_is_asked(tmp_path):
-    if not is_installed("onnx"):
-        pytest.skip('no engine for it here: pip install "potstill[onnx]"')
+    needs_engine("onnx")
     artefact = export_onnx(tiny_llama(tmp_path / "faq", hidden=64), tmp_path / "out", quant="fp32")
     told = json.loads((tmp_path / "out" / "inference_model.json").read_text())
     assert told["Name"] == "faq-fp32"

@@ -7,7 +7,6 @@ import yaml
 
 from potstill.config import load_config
 from potstill.export.manifest import read_manifest
-from potstill.models.embedded import is_installed
 from potstill.pipeline import distill
 from potstill.rundir import RunDir
 
@@ -15,10 +14,10 @@ pytestmark = pytest.mark.journey
 
 
 def test_a_student_in_ctranslate2_is_a_row_of_the_report(tmp_path):
+    from installed import needs_engine
     from tiny import tiny_llama
 
-    if not is_installed("ctranslate2"):
-        pytest.skip('no engine for it here: pip install "potstill[ctranslate2]"')
+    needs_engine("ctranslate2")
     rows = [{"question": f"What is {i} and {i}?", "answer": f"{2 * i}"} for i in range(60)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tree = {

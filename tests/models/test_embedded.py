@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from installed import needs_engine
 from tiny import tiny_llama
 
 from potstill.errors import ConfigError, DataError, TeacherError
@@ -22,8 +23,7 @@ ASKED = Record(id="1", messages=(Message(role="user", content="Where is my order
 @pytest.fixture
 def model(tmp_path):
     """A tiny Llama in CTranslate2."""
-    if not is_installed("ctranslate2"):
-        pytest.skip('no engine for it here: pip install "potstill[ctranslate2]"')
+    needs_engine("ctranslate2")
     export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
     return open_chat_model(tmp_path / "out")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from potstill.config import TeacherConfig
+from potstill.config import PriceConfig, TeacherConfig
 from potstill.models.catalog import ModelRef
 from potstill.models.several import labels_of, route
 from potstill.pipeline.context import Context
@@ -319,11 +319,17 @@ def _cost(
         notes.append(why if ref.kind == "endpoint" else "a teacher on this machine has no price")
         return None
 
+    notes.append("retries, an evaluation of the teacher and tokens of hidden thoughts cost extra")
+    return priced(price, asked, answers)
+
+
+def priced(price: PriceConfig, asked: Range, answers: Range) -> Range:
+    """What so many tokens of prompts and of answers cost."""
+
     def money(num_prompt: float, num_answer: float) -> float:
         return (num_prompt * price.input + num_answer * price.output) / 1e6
 
     is_known = asked.likely is not None and answers.likely is not None
-    notes.append("retries, an evaluation of the teacher and tokens of hidden thoughts cost extra")
     return Range(
         low=money(asked.low, answers.low),
         likely=money(asked.likely, answers.likely) if is_known else None,

@@ -17,6 +17,7 @@ from potstill.pipeline.estimate import (
     Size,
     Sizer,
     lengths_in_ledger,
+    priced,
     seconds_of,
     sizer,
 )
@@ -120,11 +121,4 @@ def _cost(
     if config.max_cost is not None:
         notes.append(f"evaluate.judge.max_cost stops the judge at {config.max_cost:g}")
 
-    def money(num_prompt: float | None, num_reply: float | None) -> float:
-        return ((num_prompt or 0) * price.input + (num_reply or 0) * price.output) / 1e6
-
-    return Range(
-        low=money(prompts.low, replies.low),
-        likely=money(prompts.likely, replies.likely),
-        most=money(prompts.most, replies.most),
-    )
+    return priced(price, prompts, replies)

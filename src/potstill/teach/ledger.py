@@ -64,8 +64,8 @@ class Ledger:
         self._segments = Segments(self.folder, write=write, sync=sync, most_bytes=most_bytes)
         self._asked: Sequence[int] = (0, 0)
         self._first = 0
-        # Lines that are not written yet. Hundreds of them, made in one thread and freed in another,
-        # would cost the thread that asks more than all else that is done with them.
+        # Lines that are not written yet, one after the other: one object, and not hundreds that one
+        # thread makes and another frees.
         self._lines = bytearray()
         self._unindexed: list[tuple[bytes, State, Span]] = []
         self._wanted: list[Sequence[Want]] = []
