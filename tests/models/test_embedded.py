@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from installed import needs_engine
@@ -11,20 +12,25 @@ from tiny import tiny_llama
 
 from potstill.errors import ConfigError, DataError, TeacherError
 from potstill.export.ctranslate import export_ctranslate2
+from potstill.export.onnx_genai import export_onnx
 from potstill.models.catalog import find_model
 from potstill.models.chat import open_chat_model
-from potstill.models.embedded import EmbeddedModel, is_installed
+from potstill.models.embedded import is_installed
+from potstill.models.embedded_model import EmbeddedModel
 from potstill.models.weights import cached_folder
 from potstill.types import Message, Record, Sampling
 
 ASKED = Record(id="1", messages=(Message(role="user", content="Where is my order?"),))
 
 
-@pytest.fixture
-def model(tmp_path):
-    """A tiny Llama in CTranslate2."""
-    needs_engine("ctranslate2")
-    export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
+@pytest.fixture(params=["ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)])
+def model(tmp_path, request):
+    """A tiny Llama in each engine."""
+    needs_engine(request.param)
+    if request.param == "ctranslate2":
+        export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
+    else:
+        export_onnx(tiny_llama(tmp_path / "m", hidden=64), tmp_path / "out", quant="fp32")
     return open_chat_model(tmp_path / "out")
 
 
@@ -40,18 +46,61 @@ def test_greedy_answers_repeat_and_drawn_ones_differ(model):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_an_answer_is_cut_at_its_length_and_at_a_stop_text(model):
+def test_an_answer_ends_at_its_length_and_at_a_stop_text(model):
     whole = respond(model, Sampling(max_new_tokens=6))
     assert (whole.finish_reason, whole.num_new_tokens) == ("length", 6)
     word = whole.text[2:4]
     cut = respond(model, Sampling(max_new_tokens=6, stop=(word,)))
     assert cut.finish_reason == "stop" and cut.text == whole.text.partition(word)[0]
+    assert cut.num_new_tokens < 6  # none are computed after it
 
 
-def test_each_token_is_told_as_it_comes(model):
-    told = []
-    response = asyncio.run(model.stream(ASKED, Sampling(max_new_tokens=5), lambda: told.append(1)))
-    assert len(told) == response.num_new_tokens == 5
+def test_tokens_and_text_are_told_as_they_come(model):
+    tokens, pieces = [], []
+    sampling = Sampling(max_new_tokens=5)
+    response = asyncio.run(
+        model.stream(ASKED, sampling, lambda: tokens.append(1), on_text=pieces.append)
+    )
+    assert len(tokens) == response.num_new_tokens == 5
+    assert len(pieces) > 1 and "".join(pieces) == response.text
+    assert response == respond(model, sampling).model_copy(update={"seconds": response.seconds})
+
+
+def test_no_part_of_a_stop_text_is_told(model):
+    word = respond(model, Sampling(max_new_tokens=6)).text[2:4]
+    pieces = []
+    sampling = Sampling(max_new_tokens=6, stop=(word,))
+    response = asyncio.run(model.stream(ASKED, sampling, lambda: None, on_text=pieces.append))
+    assert "".join(pieces) == response.text and word not in response.text
+
+
+def test_plain_text_goes_on_without_a_template(model):
+    plain = Record(id="3", messages=(Message(role="user", content="order"),))
+    response = asyncio.run(model.complete(plain, Sampling(max_new_tokens=4), lambda: None))
+    assert response.num_prompt_tokens < respond(model, Sampling(), plain).num_prompt_tokens
+    assert response.num_new_tokens == 4
+
+
+def test_an_answer_that_nobody_waits_for_stops(model):
+    async def give_up():
+        begun, tokens = asyncio.Event(), []
+        loop = asyncio.get_running_loop()
+
+        def on_token():
+            tokens.append(1)
+            loop.call_soon_threadsafe(begun.set)
+            time.sleep(0.001)
+
+        long = Sampling(max_new_tokens=400)
+        task = asyncio.create_task(model.stream(ASKED, long, on_token))
+        await begun.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        short = await model.respond(ASKED, Sampling(max_new_tokens=1))  # once the engine is free
+        return len(tokens), short
+
+    told, short = asyncio.run(give_up())
+    assert told < 200 and short.num_new_tokens == 1
 
 
 def test_a_prompt_that_is_too_long_is_an_error_row(model):
@@ -85,7 +134,9 @@ def test_a_program_that_leaves_a_model_open_ends_well(model, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_other_weights_are_another_identity(model, tmp_path):
+def test_other_weights_are_another_identity(tmp_path):
+    needs_engine("ctranslate2")
+    export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
     export_ctranslate2(tiny_llama(tmp_path / "n", seed=1), tmp_path / "other", quant="float32")
     (tmp_path / "other" / "manifest.json").unlink()
     (tmp_path / "out" / "manifest.json").unlink()

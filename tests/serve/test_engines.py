@@ -1,17 +1,41 @@
-"""A GGUF file behind llama.cpp is served like weights of any other kind."""
+"""What other engines run is served like weights of any other kind."""
 
 import openai
 import pytest
+from installed import needs_engine
 from serve.running import client, counted, running
+from tiny import tiny_llama
 
+from potstill.export.ctranslate import export_ctranslate2
+from potstill.models.chat import open_chat_model
 from potstill.models.engines import GgufModel
 
-pytest.importorskip("xllamacpp")
 ASK = [{"role": "user", "content": "Name three colours."}]
+
+
+def test_a_folder_of_an_engine_in_this_process_is_served_piece_by_piece(tmp_path):
+    needs_engine("ctranslate2")
+    export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
+    with running(open_chat_model(tmp_path / "out")) as server:
+        create = client(server).chat.completions.create
+        asked = {"model": "student", "messages": ASK, "temperature": 0, "max_tokens": 12}
+        whole = create(**asked)
+        pieces = [c.choices[0].delta.content or "" for c in create(**asked, stream=True)]
+        assert "".join(pieces) == whole.choices[0].message.content
+        assert sum(map(bool, pieces)) > 4
+        plain = {"model": "student", "prompt": "Where is", "max_tokens": 8, "temperature": 0}
+        goes_on = client(server).completions.create(**plain)
+        chunks = list(client(server).completions.create(**plain, stream=True))
+        assert "".join(chunk.choices[0].text for chunk in chunks) == goes_on.choices[0].text
+        assert goes_on.usage.completion_tokens == 8
+        for refused, words in ({"presence_penalty": 1}, "penalties"), ({"logprobs": True}, "log"):
+            with pytest.raises(openai.BadRequestError, match=words):
+                create(**asked, **refused)
 
 
 @pytest.mark.slow
 def test_a_gguf_file_is_served_by_llama_cpp(smollm2):
+    pytest.importorskip("xllamacpp")
     model = GgufModel(smollm2.source, name="smol", threads=1, slots=2, context=512)
     with running(model, settings={"name": "smol"}) as server:
         create = client(server).chat.completions.create

@@ -16,7 +16,7 @@ from typing import Any
 
 from potstill.errors import PotstillError
 from potstill.models.catalog import find_model
-from potstill.models.embedded import EmbeddedModel
+from potstill.models.embedded_model import EmbeddedModel
 from potstill.types import Record, Sampling
 
 

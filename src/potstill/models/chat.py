@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from potstill.config import StudentConfig, TeacherConfig
 from potstill.models.catalog import EMBEDDED, ModelRef, find_model
-from potstill.models.embedded import EmbeddedModel
+from potstill.models.embedded_model import EmbeddedModel
 from potstill.models.endpoint import EndpointModel
 from potstill.models.engines import GgufModel, has_llama_cpp
 from potstill.models.launch import open_launched

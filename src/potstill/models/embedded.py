@@ -9,26 +9,20 @@ Shape letters of this file:
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
-import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from potstill.data.render import render_prompt
-from potstill.errors import DataError, MissingExtra, TeacherError
-from potstill.models.catalog import EMBEDDED, ModelRef
-from potstill.models.failures import Failure
-from potstill.models.fingerprint import request_fingerprint, weights_identity
+from potstill.errors import DataError, MissingExtra
+from potstill.models.catalog import EMBEDDED
 from potstill.models.machine import num_cores
-from potstill.types import Message, Record, Response, Sampling
+from potstill.types import Message, Sampling
 
 PACKAGES = {"ctranslate2": "ctranslate2", "onnx": "onnxruntime-genai"}
 """Kind of folder -> the package that runs it."""
@@ -68,9 +62,11 @@ class Embedded(Protocol):
         ids: Sequence[int],
         sampling: Sampling,
         *,
-        on_token: Callable[[], None] | None = None,
+        on_token: Callable[[int], bool] | None = None,
         logits: bool = False,
-    ) -> Generated: ...
+    ) -> Generated:
+        """An answer to a prompt; `on_token` is told each token, and True from it ends there."""
+        ...
 
 
 def open_embedded(folder: Path, *, threads: int | None = None) -> Embedded:
@@ -97,108 +93,6 @@ def open_embedded(folder: Path, *, threads: int | None = None) -> Embedded:
 def is_installed(kind: str) -> bool:
     """Whether the engine of this kind of folder is installed."""
     return importlib.util.find_spec(PACKAGES[kind].replace("-", "_")) is not None
-
-
-class EmbeddedModel:
-    """A folder of CTranslate2 or ONNX Runtime GenAI: a `StreamingModel`.
-
-    One answer is computed at a time, on all cores.
-
-    Raises:
-        MissingExtra, DataError: As `open_embedded`.
-    """
-
-    max_in_flight = 2
-
-    def __init__(self, ref: ModelRef, *, threads: int | None = None):
-        self.name = ref.name
-        self._kind = ref.kind
-        self._threads = threads or num_cores()
-        self.identity = weights_identity(Path(ref.source))
-        self._engine: Embedded | None = open_embedded(Path(ref.source), threads=self._threads)
-        self._computing = threading.Lock()
-
-    @property
-    def setting(self) -> dict[str, Any]:
-        """What its speed is only true for."""
-        return {"engine": PACKAGES[self._kind], "threads": self._threads, "batch": 1}
-
-    @property
-    def known_as(self) -> str:
-        """What its answers depend on besides prompt and sampling."""
-        package = PACKAGES[self._kind]
-        return f"{self.identity} {package} {metadata.version(package)}"
-
-    async def respond(
-        self, record: Record, sampling: Sampling, *, turn: int = 0, sample: int = 0
-    ) -> Response:
-        """Answers `record.messages`; a prompt that is too long for the model is an error row.
-
-        Raises:
-            TeacherError: If the model was closed, or its engine gave up.
-        """
-        return await asyncio.to_thread(self._answer, record, sampling, turn, sample, None)
-
-    async def stream(
-        self, record: Record, sampling: Sampling, on_token: Callable[[], None]
-    ) -> Response:
-        """As `respond`; `on_token` is called, in another thread, after each token."""
-        return await asyncio.to_thread(self._answer, record, sampling, 0, 0, on_token)
-
-    async def close(self) -> None:
-        """Frees the weights."""
-        with self._computing:
-            self._engine = None
-
-    def _answer(
-        self,
-        record: Record,
-        sampling: Sampling,
-        turn: int,
-        sample: int,
-        on_token: Callable[[], None] | None,
-    ) -> Response:
-        with self._computing:
-            if self._engine is None:
-                raise TeacherError(f"{self.name} was closed and cannot answer")
-            engine, started = self._engine, time.perf_counter()
-            prompt = render_prompt(engine.tokenizer, record.messages)
-            facts: dict[str, Any] = {"num_prompt_tokens": len(prompt)}
-            room = (engine.context or 2**31) - len(prompt)
-            if room < 1:
-                facts["finish_reason"] = "error"
-                facts["error"] = (
-                    f"{Failure.TOO_LONG}: the prompt has {len(prompt):,} tokens and {self.name} "
-                    f"reads {engine.context:,}, prompt and answer together"
-                )
-            else:
-                tokens = min(room, sampling.max_new_tokens)
-                within = sampling.model_copy(update={"max_new_tokens": tokens})
-                try:
-                    ids = engine.generate(prompt, within, on_token=on_token).ids
-                except (RuntimeError, ValueError, MemoryError) as error:
-                    raise TeacherError(f"{self.name} failed on a prompt: {error}") from error
-                facts |= _read(engine, ids, sampling.stop)
-            return Response(
-                record_id=record.id,
-                turn=turn,
-                sample=sample,
-                model=self.name,
-                seconds=time.perf_counter() - started,
-                fingerprint=request_fingerprint(self.identity, record.messages, sampling),
-                **{"text": "", **facts},
-            )
-
-
-def _read(engine: Embedded, ids: list[int], stop: Sequence[str]) -> dict[str, Any]:
-    has_end = bool(ids) and ids[-1] in engine.end_ids
-    text = engine.tokenizer.decode(ids[:-1] if has_end else ids, skip_special_tokens=True)
-    cuts = [place for word in stop if (place := text.find(word)) >= 0]
-    return {
-        "text": text[: min(cuts, default=len(text))],
-        "finish_reason": "stop" if has_end or cuts else "length",
-        "num_new_tokens": len(ids),
-    }
 
 
 class _CTranslate2:
@@ -232,7 +126,7 @@ class _CTranslate2:
         ids: Sequence[int],
         sampling: Sampling,
         *,
-        on_token: Callable[[], None] | None = None,
+        on_token: Callable[[int], bool] | None = None,
         logits: bool = False,
     ) -> Generated:
         drawn: dict[str, Any] = {"sampling_topk": 1}
@@ -243,11 +137,6 @@ class _CTranslate2:
                 "sampling_temperature": sampling.temperature,
             }
 
-        def told(_: Any) -> bool:
-            if on_token is not None:
-                on_token()
-            return False
-
         (found,) = self._held[0].generate_batch(
             [self.tokenizer.convert_ids_to_tokens(list(ids))],
             max_length=sampling.max_new_tokens,
@@ -255,7 +144,7 @@ class _CTranslate2:
             return_end_token=True,
             include_prompt_in_result=False,
             return_logits_vocab=logits,
-            callback=told,
+            callback=on_token and (lambda step: on_token(step.token_id)),
             **drawn,
         )
         rows = (
@@ -296,7 +185,7 @@ class _OnnxGenAi:
         ids: Sequence[int],
         sampling: Sampling,
         *,
-        on_token: Callable[[], None] | None = None,
+        on_token: Callable[[int], bool] | None = None,
         logits: bool = False,
     ) -> Generated:
         params = self._genai.GeneratorParams(self._model)
@@ -318,8 +207,8 @@ class _OnnxGenAi:
                 rows.append(np.array(generator.get_logits(), dtype=np.float32)[0, -1])
             generator.generate_next_token()
             said.append(int(generator.get_next_tokens()[0]))
-            if on_token is not None:
-                on_token()
+            if on_token is not None and on_token(said[-1]):
+                break
         return Generated(said, np.stack(rows) if rows else None)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from potstill.errors import PotstillError, VocabMismatch
+from potstill.models.embedded_model import EmbeddedModel
 from potstill.models.endpoint import EndpointModel
 from potstill.models.engines import GgufModel
 from potstill.models.logprobs import chosen_logprobs, logprob_arrays
@@ -91,7 +92,7 @@ class Answerer:
         self.name = name
         self._model, self._fallback = model, fallback
         self._spell = _speller(model)
-        self._is_local = hasattr(model, "tokenizer")
+        self._has_penalties = not (hasattr(model, "tokenizer") or isinstance(model, EmbeddedModel))
 
     @property
     def spell(self) -> Spell | None:
@@ -128,7 +129,7 @@ class Answerer:
                 param="logprobs",
             )
         sampling = asked.sampling
-        if self._is_local and (sampling.frequency_penalty or sampling.presence_penalty):
+        if not self._has_penalties and (sampling.frequency_penalty or sampling.presence_penalty):
             raise Refusal(
                 400,
                 f"what answers for {self.name} here has no penalties; leave them out",
