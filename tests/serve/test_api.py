@@ -360,6 +360,18 @@ def test_too_many_requests_are_turned_away_with_a_time_to_come_again():
         assert sent(server).getresponse().status == 200
 
 
+def test_no_piece_of_a_stream_waits_until_the_one_before_has_arrived():
+    model = Slow()
+    with running(model) as server:
+        connection = sent(server, stream=True)
+        until(lambda: model.num_asked == 1)
+        (taken,) = server._uvicorn.server_state.connections
+        line = taken.transport.get_extra_info("socket")
+        assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        model.let_go()
+        connection.getresponse().read()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_nobody_waits_for_is_cancelled(stream):
     model = Slow()
