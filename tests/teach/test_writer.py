@@ -1,4 +1,4 @@
-"""What is handed to the writer is written once, in order, and everybody is told."""
+"""What is gathered for the writer is written once, in order, and everybody is told."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ import pytest
 
 from potstill.errors import PotstillError
 from potstill.teach.index import State, Want
-from potstill.teach.writer import MOST_TOGETHER, Item, Writer
+from potstill.teach.writer import MOST_TOGETHER, Writer
 
 
 class Disk:
@@ -20,16 +20,16 @@ class Disk:
         self.followed = threading.Event()
         self.followed.set()
 
-    def follow(self, items):
+    def follow(self, group):
         self.followed.wait()
         return ""
 
-    def write(self, items):
+    def write(self, group):
         self.is_open.wait()
         self.num_writes += 1
         if self.num_writes - 1 == self.fails_at:
             return "full"
-        self.groups.append([item.want.record for item in items if item.want])
+        self.groups.append([want.record for want in group.wants])
         return ""
 
     @property
@@ -37,33 +37,52 @@ class Disk:
         return [record for group in self.groups for record in group]
 
 
-def want(number):
-    return Want(number, 0, 0, b"k" * 16, State.DONE)
+def started(disk):
+    writer = Writer(disk.write, disk.follow)
+    writer.start()
+    return writer
+
+
+def add(writer, number, *, at_once=False):
+    """Gathers an outcome as the ledger does; its future."""
+    group = writer.group()
+    group.sizes.append(1)
+    group.wants.append(Want(number, 0, 0, b"k" * 16, State.DONE))
+    if at_once or group.is_full:
+        writer.hand_over()
+    return group.written
+
+
+def flush(writer):
+    group = writer.group()
+    group.followed.append(asyncio.get_running_loop().create_future())
+    writer.hand_over()
+    return group.followed[-1]
 
 
 def test_all_is_written_in_order_and_many_together():
     disk = Disk()
     disk.is_open.clear()
-    writer = Writer(disk.write, disk.follow)
-    writer.start()
-    for n in range(1000):
-        writer.add(Item(None, want=want(n)))
+    writer = started(disk)
+
+    async def main():
+        for n in range(1000):
+            add(writer, n)
+
+    asyncio.run(main())
     disk.is_open.set()
     writer.finish()
     assert disk.records == list(range(1000))
     assert max(map(len, disk.groups)) == MOST_TOGETHER
-    assert len(disk.groups) <= 2 * 1000 / MOST_TOGETHER + 2
+    assert len(disk.groups) == 4
 
 
 def test_whoever_waits_is_told_once_it_is_written():
     async def main():
         disk = Disk()
-        writer = Writer(disk.write, disk.follow)
-        writer.start()
+        writer = started(disk)
         for n in range(20):
-            future = asyncio.get_running_loop().create_future()
-            writer.add(Item(future, want=want(n)), at_once=n % 2 == 0)
-            await future
+            await asyncio.wait_for(add(writer, n, at_once=n % 2 == 0), 5)
             assert disk.records == list(range(n + 1))
         writer.finish()
 
@@ -74,15 +93,31 @@ def test_an_outcome_does_not_wait_for_what_follows_and_a_flush_does():
     async def main():
         disk = Disk()
         disk.followed.clear()
-        writer = Writer(disk.write, disk.follow)
-        writer.start()
-        outcome, flushed = (asyncio.get_running_loop().create_future() for _ in range(2))
-        writer.add(Item(outcome, want=want(0)))
-        writer.add(Item(flushed), at_once=True)
+        writer = started(disk)
+        outcome, flushed = add(writer, 0), flush(writer)
         await asyncio.wait_for(outcome, 5)
         assert disk.records == [0] and not flushed.done()
         disk.followed.set()
         await asyncio.wait_for(flushed, 5)
+        writer.finish()
+
+    asyncio.run(main())
+
+
+def test_while_the_disk_is_busy_those_who_come_wait_together():
+    async def main():
+        disk = Disk()
+        writer = started(disk)
+        disk.is_open.clear()
+        first = add(writer, 0)
+        await asyncio.sleep(0.01)  # its time is over at once: none came before it
+        others = []
+        for n in range(1, 6):
+            others.append(add(writer, n))
+            await asyncio.sleep(0.05)
+        disk.is_open.set()
+        await asyncio.wait_for(asyncio.gather(first, *others), 5)
+        assert disk.groups == [[0], [1, 2, 3, 4, 5]]
         writer.finish()
 
     asyncio.run(main())
@@ -93,14 +128,10 @@ def test_a_crowd_that_comes_while_it_writes_is_not_forgotten():
 
     async def main():
         disk = Disk()
-        writer = Writer(disk.write, disk.follow)
-        writer.start()
-        loop = asyncio.get_running_loop()
+        writer = started(disk)
         for crowd in (1, MOST_TOGETHER, 3 * MOST_TOGETHER, 2):
             disk.is_open.clear()
-            futures = [loop.create_future() for _ in range(crowd)]
-            for future in futures:
-                writer.add(Item(future))
+            futures = [add(writer, n) for n in range(crowd)]
             disk.is_open.set()
             await asyncio.wait_for(asyncio.gather(*futures), 5)
         writer.finish()
@@ -108,18 +139,36 @@ def test_a_crowd_that_comes_while_it_writes_is_not_forgotten():
     asyncio.run(main())
 
 
+def test_what_a_loop_left_behind_is_written_and_the_next_loop_is_told():
+    disk = Disk()
+    writer = started(disk)
+    disk.is_open.clear()
+
+    async def leave():
+        add(writer, 0, at_once=True)  # under way when the loop ends
+        add(writer, 1)  # not even handed over
+
+    async def go_on():
+        last = add(writer, 2)
+        disk.is_open.set()
+        await asyncio.wait_for(last, 5)
+
+    asyncio.run(leave())
+    asyncio.run(go_on())
+    writer.finish()
+    assert disk.records == [0, 1, 2]
+
+
 def test_after_a_failure_nothing_is_written_and_all_are_told():
     async def main():
         disk = Disk(fails_at=1)
-        writer = Writer(disk.write, disk.follow)
-        writer.start()
-        futures = [asyncio.get_running_loop().create_future() for _ in range(3)]
-        writer.add(Item(futures[0], want=want(0)), at_once=True)
-        await futures[0]
+        writer = started(disk)
+        await add(writer, 0, at_once=True)
         for n in (1, 2):
-            writer.add(Item(futures[n], want=want(n)), at_once=True)
             with pytest.raises(PotstillError, match="full"):
-                await futures[n]
+                await add(writer, n, at_once=True)
+        with pytest.raises(PotstillError, match="full"):
+            await flush(writer)
         writer.finish()
         assert (disk.records, writer.failure) == ([0], "full")
 
@@ -128,13 +177,10 @@ def test_after_a_failure_nothing_is_written_and_all_are_told():
 
 def test_one_who_has_given_up_keeps_nobody_else_waiting():
     async def main():
-        writer = Writer(Disk().write, Disk().follow)
-        writer.start()
-        futures = [asyncio.get_running_loop().create_future() for _ in range(2)]
-        futures[0].cancel()
-        for future in futures:
-            writer.add(Item(future), at_once=True)
-        await asyncio.wait_for(futures[1], 5)
+        writer = started(Disk())
+        given_up, other = flush(writer), flush(writer)
+        given_up.cancel()
+        await asyncio.wait_for(other, 5)
         writer.finish()
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable
 
 from potstill.config import GenerationConfig, PriceConfig
@@ -60,6 +61,7 @@ class Asker:
         self._size = max(1, teacher.max_in_flight if size == "auto" else size)
         # Open requests and answers that are not on the disk yet: what a crash would ask again.
         self._unsaved = asyncio.Semaphore(self._size + MOST_TOGETHER)
+        self._num_saving: Counter[asyncio.Future[None]] = Counter()
         self._turnstile = asyncio.Lock()
         self._workers: list[asyncio.Task[None]] = []
         self._error: BaseException | None = None
@@ -310,7 +312,9 @@ class Asker:
         except PotstillError:
             self._give_back()
             raise
-        saved.add_done_callback(self._saved)
+        if saved not in self._num_saving:
+            saved.add_done_callback(self._saved)
+        self._num_saving[saved] += 1
         self.tally.taken -= 1  # and is taken up again at once, as what it came to
         self.tally.open -= 1
         self._count(response)
@@ -323,7 +327,8 @@ class Asker:
         self._unsaved.release()
 
     def _saved(self, saved: asyncio.Future[None]) -> None:
-        self._unsaved.release()
+        for _ in range(self._num_saving.pop(saved)):
+            self._unsaved.release()
         if not saved.cancelled() and (error := saved.exception()) is not None:
             self._stop(error, wait_seconds=0.0)  # what comes now cannot be kept
 

@@ -24,7 +24,7 @@ from potstill.teach.index import Row, State, Want, open_index
 from potstill.teach.outcomes import Inventory, key_of, line_of, response_of, state_of
 from potstill.teach.segments import MOST_BYTES, Segments, Span
 from potstill.teach.spending import Spending, told, waste_of
-from potstill.teach.writer import MOST_TOGETHER, Item, Writer
+from potstill.teach.writer import MOST_TOGETHER, Group, Writer
 from potstill.types import Record, Response
 
 _MOST_UNINDEXED = 1024
@@ -64,9 +64,6 @@ class Ledger:
         self._segments = Segments(self.folder, write=write, sync=sync, most_bytes=most_bytes)
         self._asked: Sequence[int] = (0, 0)
         self._first = 0
-        # Lines that are not written yet, one after the other: one object, and not hundreds that one
-        # thread makes and another frees.
-        self._lines = bytearray()
         self._unindexed: list[tuple[bytes, State, Span]] = []
         self._wanted: list[Sequence[Want]] = []
         self._cost = 0.0
@@ -155,6 +152,8 @@ class Ledger:
     ) -> asyncio.Future[None]:
         """Keeps an outcome: the future is done when it is on the disk.
 
+        Outcomes that are written together have one future together, so nobody may cancel it.
+
         Args:
             record: Which record of the input it is for, counted from 0.
             key: Its request's, where that is known already.
@@ -164,18 +163,22 @@ class Ledger:
         """
         if self._writer.failure:
             raise PotstillError(self._writer.failure)
-        future = asyncio.get_running_loop().create_future()
-        state = state_of(response)
-        want = Want(record, response.sample, response.turn, key or key_of(response), state)
-        line = line_of(response)
-        self._lines += line
-        self._writer.add(Item(future, len(line), want, response.cost or 0.0))
-        return future
+        line, state = line_of(response), state_of(response)
+        group = self._writer.group()
+        group.lines += line
+        group.sizes.append(len(line))
+        group.wants.append(
+            Want(record, response.sample, response.turn, key or key_of(response), state)
+        )
+        group.cost += response.cost or 0.0
+        if group.is_full:
+            self._writer.hand_over()
+        return group.written
 
     def want(self, wants: Sequence[Want]) -> None:
         """Notes that the input wants outcomes that are there already."""
         if wants:
-            self._writer.add(Item(None, wants=wants))
+            self._writer.group().wishes.append(wants)
 
     async def flush(self) -> None:
         """Returns when everything is on the disk, and in the index.
@@ -183,8 +186,10 @@ class Ledger:
         Raises:
             PotstillError: If it cannot be written.
         """
-        future = asyncio.get_running_loop().create_future()
-        self._writer.add(Item(future), at_once=True)
+        group = self._writer.group()
+        future = group.loop.create_future()
+        group.followed.append(future)
+        self._writer.hand_over()
         await future
 
     def counts(self) -> dict[State, int]:
@@ -317,27 +322,21 @@ class Ledger:
 
     # Writing, in the writer's thread
 
-    def _write(self, items: Sequence[Item]) -> str:
+    def _write(self, group: Group) -> str:
         """Puts outcomes on the disk, all or none; returns why it could not."""
-        sizes = [item.size for item in items if item.want]
-        wants = [item.want for item in items if item.want]
         with self._told() as failure:
-            # Each is one step for the interpreter: more may be added meanwhile, at the end.
-            lines = bytes(self._lines[: sum(sizes)])
-            del self._lines[: len(lines)]
-            spans = self._segments.append(lines, sizes) if sizes else []
+            spans = self._segments.append(group.lines, group.sizes) if group.sizes else []
             self._unindexed += [
-                (want.key, want.state, span) for want, span in zip(wants, spans, strict=True)
+                (want.key, want.state, span) for want, span in zip(group.wants, spans, strict=True)
             ]
-            self._wanted += [some for some in (wants, *(item.wants for item in items)) if some]
-            self._cost += sum(item.cost for item in items)
+            self._wanted += [some for some in (group.wants, *group.wishes) if some]
+            self._cost += group.cost
         return "".join(failure)
 
-    def _follow(self, items: Sequence[Item]) -> str:
+    def _follow(self, group: Group) -> str:
         """Lets the index follow where somebody waits for it, or it is time; why it could not."""
-        is_waited_for = any(item.want is None and not item.wants for item in items)
         with self._told() as failure:
-            if is_waited_for or self._is_due():
+            if group.followed or self._is_due():
                 self._save_index()
         return "".join(failure)
 
@@ -370,7 +369,9 @@ class Ledger:
     def _finish(self) -> None:
         self._writer.finish()
         if not self._writer.failure:
-            self._writer.failure = self._follow([Item(None)])
+            with self._told() as failure:
+                self._save_index()
+            self._writer.failure = "".join(failure)
 
     def _unwritable(self, error: Exception) -> str:
         reason = (isinstance(error, OSError) and error.strerror) or error

@@ -79,7 +79,7 @@ class Segments:
         self.number, self.size = number, size
         self._hash = self._hashed(number, size)
 
-    def append(self, lines: bytes, sizes: Sequence[int]) -> list[Span]:
+    def append(self, lines: bytes | bytearray, sizes: Sequence[int]) -> list[Span]:
         """Puts lines on the disk itself: all of them, or none where it raises OSError.
 
         Args:
