@@ -12,9 +12,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar
@@ -346,7 +348,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield temporary
+        with disk_errors(path):
+            yield temporary
         os.chmod(temporary, 0o755)
         if path.exists():
             shutil.rmtree(path)
@@ -354,6 +357,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raises a disk's failure as OSError, with its number and `path`, whichever library wrote.
+
+    safetensors and tokenizers have classes of their own and tell the number in the message
+    alone; a full disk would pass for a fault of ours.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if told is None:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
+
+
+def crc32_of(path: Path) -> int:
+    """The checksum of a file."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _safe(name: str) -> str:

@@ -219,6 +219,7 @@ def test_probabilities_are_passed_on_to_the_same_pieces_of_another_vocabulary(pl
     distill(config, run, stop_after="score")
     assert run.facts("score")["num_rows"] > 0
     assert 0 < run.facts("score")["mass_dropped"] < 0.1
+    assert " of the probability on tokens the student has not" in run.facts("score")["text"]
 
 
 def test_a_test_file_that_is_the_training_file_is_refused(place, tmp_path):

@@ -77,6 +77,8 @@ def test_a_smaller_micro_batch_is_proposed_where_it_is_needed(tmp_path):
         (9.0, {}, "gradient_checkpointing: true, which keeps fewer activations"),
         (9.0, {"gradient_checkpointing": True}, "take a student of at most about 80 million"),
         (7.3, {"gradient_checkpointing": True}, "adapter: lora, which takes about 6.1 GB"),
+        (8.6, {"gradient_checkpointing": True}, "adapter: qlora, which takes about 7.1 GB"),
+        (8.6, {"gradient_checkpointing": True, "adapter": "lora"}, "adapter: qlora, which takes"),
         (90.0, {}, "a student of at most about 8 million weights"),
     ],
 )
@@ -87,6 +89,18 @@ def test_what_does_not_fit_has_a_way_out(tmp_path, peak, train, proposal):
     found = reckoned(tmp_path, found, **train)
     assert not found.fits and found.seconds is None
     assert proposal in found.proposal and "train.max_tokens" in found.proposal
+
+
+@pytest.mark.parametrize(("device", "is_proposed"), [("cuda", True), ("cpu", False)])
+def test_four_bits_are_no_way_out_where_the_whole_weights_must_fit_first(
+    tmp_path, device, is_proposed
+):
+    large = {"num_parameters": 3 * 10**9, "num_trainable": 3 * 10**9, "device": device}
+    found = PROBED.model_copy(
+        update={"fits": False, "peak_memory_bytes": 49 * 10**9, "micro_batch_size": 0} | large
+    )
+    said = reckoned(tmp_path, found).proposal
+    assert ("qlora, which takes about 4.0 GB" in said) is is_proposed
 
 
 def test_weights_are_counted_from_headers_alone(tmp_path):

@@ -1,6 +1,7 @@
 """What would stop a run is found before anything long starts."""
 
 import asyncio
+import importlib.util
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from fake_batches import FakeOpenAIBatches
 from fake_endpoint import FakeEndpoint, serving
 
 from potstill.config import parse_config
-from potstill.errors import ConfigError, TeacherRefused, VocabMismatch
+from potstill.errors import ConfigError, MissingExtra, TeacherRefused, VocabMismatch
 from potstill.pipeline import distill
 from potstill.pipeline.context import Context
 from potstill.pipeline.preflight import preflight
@@ -135,3 +136,34 @@ def test_layers_are_compared_on_the_same_tokens_alone(tmp_path):
     between_layers(tmp_path, str(tiny_llama(tmp_path / "like", hidden=48)))
     with pytest.raises(VocabMismatch, match=r"teacher's layers token by token, but other and stu"):
         between_layers(tmp_path, str(tiny_family(tmp_path / "other", "gemma2")))
+
+
+@pytest.mark.parametrize(
+    ("package", "train", "message"),
+    [
+        ("mlflow", {"track": ["mlflow"]}, r"train\.track needs mlflow.*pip install mlflow"),
+        ("trackio", {"track": ["trackio"]}, r"train\.track needs trackio.*pip install trackio"),
+        ("bitsandbytes", {"adapter": "qlora"}, r"train\.adapter needs bits.*potstill\[qlora\]"),
+    ],
+)
+def test_what_only_training_needs_is_missed_before_the_teacher_is_paid(
+    tmp_path, monkeypatch, package, train, message
+):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else real(name)
+    )
+    (tmp_path / "config.json").write_text("{}")
+
+    async def main():
+        async with serving(FakeEndpoint()) as fake:
+            tree = {"name": "faq", "task": "classification", "student": str(tmp_path)}
+            teacher = {"url": fake.url, "model": "fake"}
+            config = parse_config(
+                {**tree, "teacher": teacher, "train_data": "train.jsonl", "train": train}
+            )
+            with pytest.raises(MissingExtra, match=message):
+                await asyncio.to_thread(preflight, Context(config=config, run=None))
+            return fake.bodies
+
+    assert asyncio.run(main()) == []

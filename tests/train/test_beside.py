@@ -21,9 +21,10 @@ from potstill.train.beside import (
 )
 from potstill.train.checkpoint import latest_checkpoint
 from potstill.train.loop import Training, fine_tune_student
-from potstill.train.objective import Objective
+from potstill.train.objective import Objective, TeacherTargets
 from potstill.train.ranks import ALONE, Ranks
 from potstill.train.student import decoder_layers, prepare_student
+from potstill.train.targets import TeacherLogits
 from potstill.train.together import fine_tune_together
 
 BOTH = LossConfig(hidden={"weight": 0.5}, attention={"weight": 2.0})
@@ -149,13 +150,19 @@ def test_activations_computed_twice_give_the_same_gradient(tmp_path, pair):
         torch.testing.assert_close(twice[name], value, atol=1e-6, rtol=1e-5)
 
 
-def test_the_terms_are_added_with_their_weights(pair):
+@pytest.mark.parametrize("kind", ["sft", "forward_kl", "jsd", "total_variation"])
+def test_the_terms_are_added_with_their_weights_to_any_loss(pair, kind):
     student, teacher, tokenizer = pair
-    matching = build_matching(student, teacher, BOTH, rows(tokenizer))
+    loss = LossConfig(**BOTH.model_dump() | {"kind": kind})
+    matching = build_matching(student, teacher, loss, rows(tokenizer))
     row = rows(tokenizer)[0]
-    batch = (torch.tensor([row.ids]), torch.tensor([row.loss_mask]), None, None)
-    plain = Objective(student.train(), BOTH)(*batch)
-    found = MatchedObjective(Objective(student, BOTH), matching)(*batch)
+    ids = torch.tensor([row.ids])
+    told = TeacherLogits(teacher(ids).logits[0, :-1][torch.tensor(row.loss_mask[1:]).bool()])
+    targets = None if kind == "sft" else TeacherTargets(told, len(tokenizer))
+    batch = (ids, torch.tensor([row.loss_mask]), None, targets)
+    plain = Objective(student.train(), loss)(*batch)
+    found = MatchedObjective(Objective(student, loss), matching)(*batch)
+    assert (plain.divergence is None) is (kind == "sft")
     terms = found.matched
     assert terms.keys() == {"hidden_cosine", "attention_nats"} and min(terms.values()) > 0
     whole = plain.loss + 0.5 * terms["hidden_cosine"] + 2.0 * terms["attention_nats"]

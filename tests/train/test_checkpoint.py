@@ -55,6 +55,9 @@ def losses(out):
 WAYS = {
     "full": {},
     "padded": {"packing": False},
+    "drawn at random": {"order": "random"},
+    "autocast": {"precision": "autocast"},
+    "activations twice": {"gradient_checkpointing": True},
     "lora with dropout": {"adapter": {"kind": "lora", "r": 4, "dropout": 0.2}},
     "average": {"ema": 0.8},
     "adafactor": {"optimizer": "adafactor", "learning_rate": 1e-2},
@@ -117,8 +120,20 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     checkpoint = latest_checkpoint(run_dir(tmp_path / "run").checkpoints)
     file = checkpoint / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is damaged"):
         train(tmp_path / "m", tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["weights", "optimizer", "average", "best"])
+def test_one_flipped_bit_of_a_checkpoint_is_found(tmp_path, name):
+    with pytest.raises(Killed):
+        train(tmp_path / "m", tmp_path / "run", kill_after=3, ema=0.8)
+    file = latest_checkpoint(run_dir(tmp_path / "run").checkpoints) / f"{name}.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{name}\.safetensors is damaged .* to start over"):
+        train(tmp_path / "m", tmp_path / "run", ema=0.8)
 
 
 def test_only_the_latest_checkpoint_is_kept_and_nothing_in_it_is_pickled(tmp_path):

@@ -6,7 +6,8 @@ from training import quick, rows, tiny_student
 
 from potstill.config import LossConfig
 from potstill.errors import TrainError
-from potstill.train.guard import LEAST, MEMORY, check_step, remember
+from potstill.train.checkpoint import TrainState
+from potstill.train.guard import LEAST, MEMORY, check_step, overfitting, remember
 from potstill.train.loop import Training
 from potstill.train.student import prepare_student
 
@@ -60,6 +61,20 @@ def test_only_the_last_losses_are_remembered():
     for step in range(MEMORY + 7):
         losses = remember(losses, float(step))
     assert losses == tuple(map(float, range(7, MEMORY + 7)))
+
+
+@pytest.mark.parametrize(
+    ("best", "last", "said"), [(1.0, 1.2, True), (1.0, 1.04, False), (1.0, 1.0, False)]
+)
+def test_a_validation_loss_that_has_risen_is_said(best, last, said):
+    state = TrainState(fingerprint="", step=30, best_step=10, best_loss=best, last_loss=last)
+    found = overfitting(state)
+    assert ("rose from 1 at step 10, whose weights are kept, to 1.2" in found) is said
+    assert bool(found) is said
+
+
+def test_without_validation_rows_nothing_is_said_of_overfitting():
+    assert overfitting(TrainState(fingerprint="", step=30)) == ""
 
 
 def test_a_step_whose_loss_jumps_leaves_the_weights_alone(tmp_path):

@@ -1,8 +1,12 @@
 """Where the figures of a training go."""
 
+import contextlib
 import importlib.util
 import json
 import logging
+import os
+import sqlite3
+import subprocess
 import sys
 
 import pytest
@@ -93,6 +97,37 @@ def test_a_training_that_goes_on_goes_on_in_the_same_run_of_mlflow(tmp_path, mon
     kept = client.get_metric_history(run.info.run_id, "train/loss_nats")
     assert [(metric.step, metric.value) for metric in kept] == [(n, 1 / n) for n in (1, 2, 3, 4)]
     assert run.data.params == {"seed": "3"}
+
+
+TRACKED = """
+import sys
+from potstill.train.trackers import open_tracker
+for first in (1, 3):
+    tracker = open_tracker("trackio", "run", "0" * 64, {"seed": 3})
+    for step in (first, first + 1):
+        tracker.tell({"step": step, "train/loss_nats": 1 / step})
+    tracker.close(failed=False)
+"""
+
+
+def test_a_training_that_goes_on_goes_on_in_the_same_run_of_trackio(tmp_path):
+    """In a process of its own: what it says on standard output would stand in a command's JSON."""
+    pytest.importorskip("trackio")
+    environment = {
+        **os.environ,
+        "TRACKIO_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKED], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    with contextlib.closing(sqlite3.connect(tmp_path / "potstill.db")) as kept:
+        told = kept.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert [(name, step) for name, step, _ in told] == [("run-00000000", n) for n in (1, 2, 3, 4)]
+    assert [json.loads(figures) for *_, figures in told] == [
+        {"train/loss_nats": 1 / n} for n in (1, 2, 3, 4)
+    ]
 
 
 def test_only_trackers_that_are_asked_for_are_loaded(tmp_path):

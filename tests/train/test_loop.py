@@ -157,6 +157,19 @@ def test_training_stops_when_the_validation_loss_stands_still_and_keeps_the_best
     assert found.item() == pytest.approx(min(losses), rel=1e-4)
 
 
+def test_a_student_that_learns_its_rows_by_heart_is_said_to_overfit(tmp_path, caplog):
+    model, tokenizer = tiny_student(tmp_path / "m")
+    known, strange = rows(tokenizer), rows(tokenizer, {"Where is my order?": "dog dog fox"})
+    settings = {"max_steps": 40, "eval_steps": 10}
+    result = fine_tune(model, tokenizer, known, tmp_path / "run", validation=strange, **settings)
+    assert result.best_step < 40
+    assert "the student overfits: its validation loss rose from" in result.warning
+    assert result.warning in caplog.text
+    model, tokenizer = tiny_student(tmp_path / "m")
+    well = fine_tune(model, tokenizer, known, tmp_path / "well", validation=known, **settings)
+    assert well.warning == ""
+
+
 def test_a_loss_that_is_not_a_number_names_the_rows(tmp_path):
     model, tokenizer = tiny_student(tmp_path / "m")
     with torch.no_grad():

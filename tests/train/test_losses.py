@@ -156,6 +156,69 @@ def test_total_variation_is_bounded_by_both_kls(logits):
 
 
 @ALL
+def test_near_the_teacher_every_divergence_is_a_known_share_of_forward_kl(logits, loss):
+    """All f-divergences are alike there: f''(1) / 2 of the same square, skew and raw JSD less."""
+    teacher = logits[1].double()
+    near = teacher + 1e-3 * logits[0].double()
+    if loss.kind == "total_variation":
+        p, q = teacher.softmax(-1), near.softmax(-1)
+        expected = (p * (1 - q / p).abs()).sum(-1) / 2
+    else:
+        share = (1 - loss.alpha) ** 2 if loss.kind.startswith("skew") else 1.0
+        if not loss.normalized:
+            share = loss.beta * (1 - loss.beta)
+        expected = share * value(near, teacher, FORWARD)
+    torch.testing.assert_close(value(near, teacher, loss), expected, atol=0, rtol=2e-2)
+
+
+def test_the_furthest_apart_that_two_models_can_be():
+    """Each is certain, of another token: what each divergence tends to there."""
+    student, teacher = torch.zeros(2, 1, V, dtype=torch.float64)
+    student[:, 0], teacher[:, 1] = 80.0, 80.0
+
+    def found(**loss):
+        return value(student, teacher, LossConfig(sft_weight=0, **loss)).item()
+
+    assert found(kind="total_variation") == pytest.approx(1.0)
+    for beta in (0.1, 0.5, 0.9):
+        raw = -(beta * math.log(beta) + (1 - beta) * math.log(1 - beta))
+        assert found(kind="jsd", beta=beta, normalized=False) == pytest.approx(raw)
+        assert found(kind="jsd", beta=beta) == pytest.approx(raw / (beta * (1 - beta)))
+    for kind in ("skew_forward_kl", "skew_reverse_kl"):
+        assert found(kind=kind, alpha=0.1) == pytest.approx(-math.log(0.1))
+    for kind in ("forward_kl", "reverse_kl", "adaptive_kl"):
+        assert found(kind=kind) == pytest.approx(80.0)
+
+
+def test_adaptive_kl_lies_between_both_kls(logits):
+    both = torch.stack([value(*logits, loss) for loss in (FORWARD, REVERSE)])
+    found = value(*logits, LossConfig(kind="adaptive_kl", sft_weight=0))
+    assert (found >= both.amin(0) - 1e-5).all() and (found <= both.amax(0) + 1e-5).all()
+    assert (found - both).abs().min() > 1e-3, "it is neither of them"
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0])
+@pytest.mark.parametrize("alpha", [0.1, 0.7])
+def test_skew_takes_more_than_its_share_off_a_kl(logits, alpha, scale):
+    """KL is convex: KL(p || alpha p + (1 - alpha) q) <= (1 - alpha) KL(p || q)."""
+    student, teacher = scale * logits.double()
+    for kind, whole in (("skew_forward_kl", FORWARD), ("skew_reverse_kl", REVERSE)):
+        found = value(student, teacher, LossConfig(kind=kind, alpha=alpha, sft_weight=0))
+        share = found / value(student, teacher, whole)
+        assert (share <= 1 - alpha).all()
+        if scale < 1:  # near each other both are squares of the difference
+            assert (share <= 1.15 * (1 - alpha) ** 2).all()
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_jsd_is_the_same_from_the_other_side(logits, beta):
+    student, teacher = logits
+    here = value(student, teacher, LossConfig(kind="jsd", beta=beta, sft_weight=0))
+    there = value(teacher, student, LossConfig(kind="jsd", beta=1 - beta, sft_weight=0))
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
+
+
+@ALL
 def test_the_temperature_keeps_the_gradient_in_scale(logits, loss):
     """Without its factor the gradient at T = 16 would be 256 times smaller (16 for variation)."""
     small = logits / 3

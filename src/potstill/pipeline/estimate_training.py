@@ -32,11 +32,11 @@ MARGIN = 0.15
 """How far the time of a whole training may lie from the probe's, on a machine that is as busy."""
 
 CHECKPOINT_EVERY_SECONDS = 60.0
+QLORA_BYTES = 1.0
+"""Of a weight on average: half a byte, and more for word vectors and head, which stay exact."""
+
 STORED_BYTES = {"fp32": 4, "autocast": 4, "bf16": 2}
 """Bytes of a weight."""
-
-NUM_KEPT = {"adamw": 2, "sgd": 1, "adafactor": 0}
-"""Numbers that an optimizer keeps beside each weight."""
 
 
 class TrainingForecast(Noun):
@@ -134,13 +134,15 @@ def num_weights(folder: Path) -> int:
 
 def trained_bytes(precision: str, train: TrainConfig) -> int:
     """Bytes that a trained weight takes: itself, its gradient, and what is kept beside it."""
+    from potstill.train.optimizers import NUM_KEPT
+
     kept = STORED_BYTES[precision] * (2 + NUM_KEPT[train.optimizer])
     return kept if train.ema is None else kept + 4
 
 
 def _too_large_to_try(ctx: Context, folder: Path) -> Probed | None:
     """What a training whose weights alone do not fit would take; None where they may."""
-    from potstill.train.memory import usable_memory_bytes
+    from potstill.train.memory import has_gpu, usable_memory_bytes
     from potstill.train.probe import HEADROOM, Probed
     from potstill.train.student import number_format
 
@@ -149,7 +151,9 @@ def _too_large_to_try(ctx: Context, folder: Path) -> Probed | None:
     kind = "autocast" if arithmetic else "bf16" if weights.itemsize == 2 else "fp32"
     is_whole = train.adapter is None and ctx.config.student.prune is None
     is_whole = is_whole and not (train.freeze_layers or train.freeze_embeddings)
-    needed = number * (trained_bytes(kind, train) if is_whole else STORED_BYTES["fp32"])
+    is_rounded = train.adapter is not None and train.adapter.kind == "qlora" and has_gpu()
+    frozen = QLORA_BYTES if is_rounded else STORED_BYTES["fp32"]
+    needed = round(number * (trained_bytes(kind, train) if is_whole else frozen))
     usable = usable_memory_bytes()
     if needed <= HEADROOM * usable:
         return None
@@ -318,10 +322,14 @@ def _smaller(found: Probed, train: TrainConfig) -> str:
     ways = []
     if not train.gradient_checkpointing and whole + frozen + activations / 4 < usable:
         ways.append("train.gradient_checkpointing: true, which keeps fewer activations")
-    if train.adapter is None:
-        adapted = found.num_parameters * STORED_BYTES[kind] + activations
-        if adapted < usable:
-            ways.append(f"train.adapter: lora, which takes about {adapted / 1e9:,.1f} GB")
+    adapted = found.num_parameters * STORED_BYTES[kind] + activations
+    # Weights are read as a whole before they are rounded: on the CPU, beside a GPU's memory.
+    read = 0 if found.device.startswith("cuda") else found.num_parameters * STORED_BYTES["fp32"]
+    rounded = max(read, found.num_parameters * QLORA_BYTES + activations)
+    if train.adapter is None and adapted < usable:
+        ways.append(f"train.adapter: lora, which takes about {adapted / 1e9:,.1f} GB")
+    elif (train.adapter is None or train.adapter.kind == "lora") and rounded < usable:
+        ways.append(f"train.adapter: qlora, which takes about {rounded / 1e9:,.1f} GB")
     if not ways:
         most = usable / (found.peak_memory_bytes / found.num_parameters)
         ways.append(f"a student of at most about {most / 1e6:,.0f} million weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from potstill.config import (
     LogprobsMode,
     StudentConfig,
     TeacherConfig,
+    TrainConfig,
 )
 from potstill.data.privacy import Privacy
 from potstill.data.render import vocab_fingerprint
-from potstill.errors import ConfigError, TeacherError, TeacherRefused, VocabMismatch
+from potstill.errors import ConfigError, MissingExtra, TeacherError, TeacherRefused, VocabMismatch
 from potstill.examine.gates import parse_gate
 from potstill.examine.metrics import get_metric
 from potstill.examine.run import read_names
@@ -46,8 +48,10 @@ def preflight(ctx: Context) -> None:
         VocabMismatch: Teacher and student have different tokenizers and the loss needs one.
         TeacherRefused: The endpoint refused the key, the URL or the model's name, or does not
             tell the probabilities that the loss needs.
+        MissingExtra: A package that training asks for is not installed.
     """
     config = ctx.config
+    _refuse_what_is_not_installed(config.train)
     for name in read_names(config.evaluate.metrics):
         get_metric(name)
     _refuse_gates_that_cannot_hold(config)
@@ -79,6 +83,16 @@ def preflight(ctx: Context) -> None:
     if _asks_the_teacher(ctx):
         pairs = zip(config.teachers, refs, strict=True)
         wait(_dry_calls(ctx, [t for t, r in pairs if r.kind == "endpoint" or _launches(ctx, t)]))
+
+
+def _refuse_what_is_not_installed(train: TrainConfig) -> None:
+    """Training comes last: what it needs would be missed after the teacher was paid."""
+    needed = {kind: ("track", f"pip install {kind}") for kind in train.track}
+    if train.adapter is not None and train.adapter.kind == "qlora":
+        needed["bitsandbytes"] = ("adapter", 'pip install "potstill[qlora]"')
+    for package, (key, way_out) in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(f"train.{key} needs {package}, which is not installed: {way_out}")
 
 
 def _refuse_gates_that_cannot_hold(config: DistillConfig) -> None:

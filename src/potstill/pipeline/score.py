@@ -113,7 +113,10 @@ def _score(ctx: Context, teacher: ModelRef) -> dict[str, Any]:
         text += f"the {settings.k} largest of {settings.vocab_size:,} probabilities a token, "
     else:
         text += f"{settings.k} draws a token, "
-    text += f"{manifest.bytes_per_position:,.0f} bytes each; {num_kept:,} came with the answers"
+    text += f"{manifest.bytes_per_position:,.0f} bytes each"
+    if manifest.mass_dropped >= 1e-6:
+        text += f", {manifest.mass_dropped:.2g} of the probability on tokens the student has not"
+    text += f"; {num_kept:,} came with the answers"
     if num_scored:
         text += f", {num_scored:,} were scored by {teacher.name}"
     if num_missing:

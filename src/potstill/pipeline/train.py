@@ -95,6 +95,8 @@ def _train_one(
         text = f"{result.steps:,} steps, {seen.text}{result.tokens_per_second:,.0f} tokens/s"
         if result.stopped_early:
             text += f", best at step {result.best_step:,}"
+        if result.warning:
+            text += f"; {result.warning}"
         return {**result.model_dump(), "num_rows": len(rows), "text": text}
 
     ctx.stage(stage, key, work)

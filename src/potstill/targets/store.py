@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from potstill.errors import DataError, VocabMismatch
-from potstill.rundir import write_text
+from potstill.rundir import crc32_of, disk_errors, write_text
 from potstill.targets.buckets import fit_buckets, make_buckets, read_classes, write_classes
 from potstill.targets.codec import (
     STEPS,
@@ -156,7 +155,8 @@ class TargetWriter:
         }
         file = self.path / f"shard-{self._next:05d}.safetensors"
         temporary = file.with_name(file.name + ".part")
-        save_file(tensors, temporary, metadata=facts)
+        with disk_errors(file):
+            save_file(tensors, temporary, metadata=facts)
         os.replace(temporary, file)
 
     def mass_dropped(self) -> float:
@@ -173,7 +173,7 @@ class TargetWriter:
             with safe_open(file, framework="np") as tensors:
                 num_rows = tensors.get_slice("keys").get_shape()[0]
             shard = Shard(
-                file=file.name, crc32=_crc32(file), num_rows=num_rows, num_positions=num_positions
+                file=file.name, crc32=crc32_of(file), num_rows=num_rows, num_positions=num_positions
             )
             shards.append(shard)
             found.append(sums)
@@ -263,7 +263,7 @@ class TargetReader:
 
     def _open(self, number: int, shard: Shard) -> None:
         file = self.path / shard.file
-        if not file.exists() or _crc32(file) != shard.crc32:
+        if not file.exists() or crc32_of(file) != shard.crc32:
             found = "is damaged (its checksum differs)" if file.exists() else "is missing"
             raise DataError(f"{file} {found}; delete {self.path} and score again: potstill score")
         tensors = safe_open(file, framework="np")
@@ -371,11 +371,3 @@ def _at_temperatures(
         )
         for place, temperature in enumerate(settings.temperatures)
     )
-
-
-def _crc32(file: Path) -> int:
-    value = 0
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value

@@ -5,6 +5,7 @@
       optimizer.safetensors    the optimizer's moments and step counts
       average.safetensors      the moving average of the weights, with train.ema
       best.safetensors         the weights with the lowest validation loss, when others
+      checksums.json           of the files above
       state.json               step, best, and the fingerprint of what was being trained
 
 A folder is moved to its name when it is whole. Only the latest one is kept. Random numbers
@@ -13,6 +14,7 @@ follow from the seed and the step, so no generator's state is in it.
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -22,8 +24,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from potstill.config import TrainConfig
 from potstill.errors import DataError
-from potstill.rundir import whole_folder
+from potstill.rundir import crc32_of, whole_folder
+from potstill.train.optimizers import NUM_KEPT
 from potstill.types import Noun
 
 log = logging.getLogger(__name__)
@@ -41,6 +45,9 @@ class TrainState(Noun):
     best_step: int = 0
     best_loss: float | None = None
     """Lowest validation loss so far, nats a token; None before the first look."""
+
+    last_loss: float | None = None
+    """Validation loss of the last look."""
 
     looks_without_best: int = 0
     seconds: float = 0.0
@@ -69,6 +76,8 @@ def save_checkpoint(
         # With an average the best weights are never those of the step.
         if best is not None and (state.best_step != state.step or average is not None):
             save_file(_plain(best), part / "best.safetensors")
+        sums = {file.name: crc32_of(file) for file in part.iterdir()}
+        (part / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
         (part / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
     for older in _complete(folder):
         if older != path:
@@ -104,6 +113,7 @@ def load_checkpoint(
                 f"{path} was written by another training (other config, records, student or "
                 f"targets) and cannot be continued with these; {way_out}"
             )
+        _check_sums(path, way_out)
         weights = load_file(path / "weights.safetensors")
         moments = load_file(path / "optimizer.safetensors")
         best_file = path / "best.safetensors"
@@ -121,6 +131,40 @@ def load_checkpoint(
     elif state.best_step == state.step and state.best_loss is not None:
         best = weights
     return state, best
+
+
+def checkpoint_bytes(
+    parameters: Mapping[str, nn.Parameter], train: TrainConfig, *, has_best: bool
+) -> int:
+    """What a checkpoint takes on disk."""
+    copies = 1 + NUM_KEPT[train.optimizer] + has_best
+    num_bytes = sum(copies * p.nbytes for p in parameters.values())
+    averaged = 0 if train.ema is None else 4 * sum(p.numel() for p in parameters.values())
+    return num_bytes + averaged
+
+
+def check_room(folder: Path, one: int, model: int, *, free: int | None = None) -> None:
+    """Refuses a training whose files the disk has no room for, before its first step.
+
+    Args:
+        folder: Of the checkpoints. One that is there already has its room.
+        one: Bytes of a checkpoint. A new one is written before the old one goes.
+        model: Bytes of the finished model, written beside the last checkpoint.
+        free: Bytes that are free; asked of the disk by default.
+
+    Raises:
+        DataError: If there is less.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    free = shutil.disk_usage(there).free if free is None else free
+    needed = one + max(one, model) - (one if latest_checkpoint(folder) else 0)
+    if needed > free:
+        raise DataError(
+            f"training writes up to {needed / 1e9:,.1f} GB to {folder.parent} (checkpoints of "
+            f"{one / 1e9:,.1f} GB and a model of {model / 1e9:,.1f} GB) and {free / 1e9:,.1f} GB "
+            f"are free; free some, choose another folder (--runs), or train less at once "
+            f"(train.adapter: lora)"
+        )
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -144,6 +188,13 @@ def put_weights(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Ten
         raise DataError(f"a checkpoint holds other weights than this student: {odd[:5]}")
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
+
+
+def _check_sums(path: Path, way_out: str) -> None:
+    """Raises DataError where a file is not what was written."""
+    for name, wanted in json.loads((path / "checksums.json").read_text(encoding="utf-8")).items():
+        if crc32_of(path / name) != wanted:
+            raise DataError(f"{path / name} is damaged (its checksum differs); {way_out}")
 
 
 def _complete(folder: Path) -> list[Path]:

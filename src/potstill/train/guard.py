@@ -8,12 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from potstill.config import TrainConfig
 from potstill.errors import TrainError
+from potstill.train.checkpoint import TrainState
 
 MEMORY = 50
 """Steps whose losses a new one is compared with."""
 
 LEAST = 20
 """Steps before a jump can be told from the fall at the beginning."""
+
+RISE = 1.05
+"""A validation loss that ends so many times above its lowest has risen, and not only trembled."""
 
 FACTOR = 4.0
 """A jump is at least so many times the median: losses on softened probabilities are large."""
@@ -22,6 +26,18 @@ FACTOR = 4.0
 def remember(losses: Sequence[float], loss: float) -> tuple[float, ...]:
     """The losses of the last steps, with one more."""
     return (*losses, loss)[-MEMORY:]
+
+
+def overfitting(state: TrainState) -> str:
+    """What to say where the validation loss rose after its lowest; empty where it did not."""
+    best, last = state.best_loss, state.last_loss
+    if best is None or last is None or last <= RISE * best:
+        return ""
+    return (
+        f"the student overfits: its validation loss rose from {best:.3g} at step "
+        f"{state.best_step:,}, whose weights are kept, to {last:.3g}; more records, fewer "
+        f"train.num_epochs or a lower train.learning_rate would help"
+    )
 
 
 def check_step(

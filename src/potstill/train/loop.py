@@ -11,8 +11,6 @@ import contextlib
 import logging
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,15 +29,24 @@ from potstill.train.average import Average
 from potstill.train.beside import Matching, build_matching, with_matching
 from potstill.train.checkpoint import (
     TrainState,
+    check_room,
+    checkpoint_bytes,
     copy_weights,
     latest_checkpoint,
     load_checkpoint,
     put_weights,
     save_checkpoint,
 )
-from potstill.train.guard import check_step, remember
+from potstill.train.guard import check_step, overfitting, remember
 from potstill.train.journal import Journal
-from potstill.train.objective import LossSums, Objective, TeacherTargets, check_head
+from potstill.train.memory import peak_memory_bytes
+from potstill.train.objective import (
+    LossSums,
+    Objective,
+    TeacherTargets,
+    check_head,
+    mean_figures,
+)
 from potstill.train.optimizers import build_optimizer
 from potstill.train.packing import choose_parts
 from potstill.train.plan import StepPlan, check_inputs, num_loss_tokens
@@ -114,6 +121,8 @@ def fine_tune_student(
         rows = train_rows, validation_rows
         training = Training(student, tokenizer, *rows, loss, train, targets, ranks, matching)
         resumed_from = training.resume(out)
+        if ranks.is_first:
+            training.check_room(out)
         training.run(out, on_progress, checkpoint_seconds)
     return training.finish(out, resumed_from)
 
@@ -187,6 +196,13 @@ class Training:
             raise TrainError("the processes read different weights, rows or checkpoints")
         return self.state.step
 
+    def check_room(self, out: TrainPaths) -> None:
+        """Raises DataError where the disk has no room for what training will write."""
+        has_best = bool(self.validation_rows)
+        one = checkpoint_bytes(self.parameters, self.train, has_best=has_best)
+        model = self.student.num_weights * self.student.stored.itemsize
+        check_room(out.checkpoints, one, model)
+
     def run(
         self, out: TrainPaths, on_progress: OnProgress | None, checkpoint_seconds: float
     ) -> None:
@@ -243,7 +259,7 @@ class Training:
             sums.append(part._replace(loss=part.loss.detach()))
         self.ranks.add_gradients(self.parameters.values())
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.train.max_grad_norm)
-        means = self.ranks.total(_means(sums, num_loss))
+        means = self.ranks.total(mean_figures(sums, num_loss))
         figures = {f"train/{k}": v for k, v in means.items()}
         figures["train/grad_norm"] = norm.item()
         losses = self.state.losses
@@ -277,7 +293,7 @@ class Training:
             sums = [
                 self._forward([rows[place] for place in part]) for part in parts.cut(mine, lengths)
             ]
-        means = self.ranks.total(_means(sums, sum(map(num_loss_tokens, rows))))
+        means = self.ranks.total(mean_figures(sums, sum(map(num_loss_tokens, rows))))
         found = means["loss_nats"]
         if not math.isfinite(found):
             raise TrainError(
@@ -289,7 +305,7 @@ class Training:
             news = {"best_loss": found, "best_step": self.state.step, "looks_without_best": 0}
         else:
             news = {"looks_without_best": self.state.looks_without_best + 1}
-        self.state = self.state.model_copy(update=news)
+        self.state = self.state.model_copy(update={**news, "last_loss": found})
         return {f"validation/{key}": value for key, value in means.items()}
 
     def finish(self, out: TrainPaths, resumed_from: int) -> TrainResult:
@@ -302,6 +318,8 @@ class Training:
         attend_as_before(self.student.model)
         if self.ranks.is_first:
             save_adapter(self.student, adapter_of(out.model))
+        if warning := overfitting(state):
+            log.warning("train: %s", warning)
         model = merged(self.student).eval()
         if self.ranks.is_first:
             save_model(model, self.tokenizer, out.model)
@@ -318,6 +336,7 @@ class Training:
             precision=self.student.precision,
             packed=self.parts.packed,
             peak_memory_bytes=peak,
+            warning=warning,
             resumed_from=resumed_from,
         )
 
@@ -374,26 +393,3 @@ class Training:
     def _count(self, **more: float) -> None:
         added = {name: getattr(self.state, name) + value for name, value in more.items()}
         self.state = self.state.model_copy(update=added)
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has held: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _means(sums: Sequence[LossSums], num_loss: int) -> dict[str, float]:
-    if not sums:
-        return {}
-    means = {
-        "loss_nats": sum(part.loss.item() for part in sums) / num_loss,
-        "sft_nats": sum(part.sft.item() for part in sums) / num_loss,
-    }
-    if all(part.divergence is not None for part in sums):
-        means[f"{sums[0].name}_nats"] = sum(part.divergence.item() for part in sums) / num_loss
-    for name in sums[0].matched:
-        means[name] = sum(part.matched[name].item() for part in sums) / num_loss
-    return means

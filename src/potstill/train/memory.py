@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -51,9 +53,23 @@ def usable_memory_bytes() -> int:
     return free + _status_bytes("VmRSS")
 
 
+def has_gpu() -> bool:
+    """Whether memory is that of a GPU."""
+    return torch.cuda.is_available()
+
+
 def resident_bytes() -> int:
     """What this process holds at the moment."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else _status_bytes("VmRSS")
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status_bytes(name: str) -> int:

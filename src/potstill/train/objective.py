@@ -11,7 +11,7 @@ so that a wrapper for several devices sees the whole computation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -126,6 +126,21 @@ def divergence_name(loss: LossConfig, target: Target) -> str:
     From sampled targets only its cross entropy is known, which is another quantity.
     """
     return "soft_cross_entropy" if isinstance(target, Sampled) else loss.kind
+
+
+def mean_figures(sums: Sequence[LossSums], num_loss: int) -> dict[str, float]:
+    """Means over the loss positions of a step, by their names in metrics; {} without batches."""
+    if not sums:
+        return {}
+    means = {
+        "loss_nats": sum(part.loss.item() for part in sums) / num_loss,
+        "sft_nats": sum(part.sft.item() for part in sums) / num_loss,
+    }
+    if all(part.divergence is not None for part in sums):
+        means[f"{sums[0].name}_nats"] = sum(part.divergence.item() for part in sums) / num_loss
+    for name in sums[0].matched:
+        means[name] = sum(part.matched[name].item() for part in sums) / num_loss
+    return means
 
 
 @torch.no_grad()

@@ -16,6 +16,9 @@ a thousand steps would stand still, because its changes are smaller than its las
 MOMENTUM = 0.9
 """Of `sgd`."""
 
+NUM_KEPT = {"adamw": 2, "sgd": 1, "adafactor": 0}
+"""Numbers kept beside each weight; Adafactor's few for each row and column count nothing."""
+
 
 def build_optimizer(
     parameters: Mapping[str, nn.Parameter], train: TrainConfig

@@ -159,7 +159,7 @@ def probe(spec: ProbeSpec) -> Probed:
     training, student = _begin(spec, rows)
     facts: dict[str, Any] = {
         "usable_memory_bytes": usable,
-        "num_parameters": sum(p.numel() for p in student.model.parameters()),
+        "num_parameters": student.num_weights,
         "num_trainable": sum(p.numel() for p in student.trainable().values()),
         "precision": student.precision,
         "device": student.device.type,

@@ -46,5 +46,8 @@ class TrainResult(Noun):
     peak_memory_bytes: int
     """Of all processes together."""
 
+    warning: str = ""
+    """What to know of how it went; empty where there is nothing."""
+
     resumed_from: int = 0
     """Step of the checkpoint that was continued; 0 is a fresh start."""

@@ -18,6 +18,7 @@ from potstill.data.render import end_token_ids
 from potstill.errors import ConfigError, TrainError
 from potstill.models.weights import fast_bfloat16, quiet
 from potstill.rundir import whole_folder
+from potstill.train.qlora import is_four_bit, num_weights, put_together, to_four_bits
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,11 @@ class Student:
         """Parameters that learn, by name, tied ones once."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def num_weights(self) -> int:
+        """Of the model, updates included."""
+        return sum(num_weights(p) for p in self.model.parameters())
+
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """The number format of forward passes."""
@@ -71,8 +77,10 @@ def prepare_student(model: nn.Module, train: TrainConfig, device: torch.device) 
         TrainError: If nothing is left to train.
     """
     weights, arithmetic = number_format(train.precision)
-    model.to(device=device, dtype=weights)
     model.requires_grad_(True)
+    if train.adapter is not None and train.adapter.kind == "qlora":
+        to_four_bits(model, device, arithmetic or weights)
+    model.to(device=device, dtype=weights)
     adapter = None
     if train.adapter is not None:
         from peft import LoraConfig, get_peft_model
@@ -127,6 +135,8 @@ def merged(student: Student) -> nn.Module:
     """
     if student.adapter is None:
         return student.model.to(student.stored)
+    if is_four_bit(student.model):
+        put_together(student.model)
     student.adapter.float()
     return student.adapter.merge_and_unload().to(student.stored)
 

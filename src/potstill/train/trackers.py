@@ -103,5 +103,9 @@ class Trackio:
         self._run.log(told, step=int(figures["step"]))
 
     def close(self, *, failed: bool) -> None:
+        import trackio
+
+        # Not the run's own finish(): trackio would do it again when Python ends, and say so on
+        # standard output.
         with contextlib.redirect_stdout(sys.stderr):
-            self._run.finish()
+            trackio.finish()
