@@ -50,8 +50,14 @@ RESULTS = {
     },
     "lm_eval_version": "0.4.13",
 }
+# 50 of 100 right; the mean of brier_score's marks is not its figure, as with a perplexity.
+SAMPLES = [
+    {"doc_id": i, "doc_hash": f"h{i}", "filter": "none", "acc": float(i < 50), "brier_score": 0.1}
+    for i in range(100)
+]
 FAKE = """#!{python}
 import json, os, pathlib, sys
+logs = sys.argv.pop() == "--log_samples"
 given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if given["--tasks"] == "broken":
     raise ValueError("Tasks not found: broken")
@@ -62,12 +68,18 @@ out.mkdir(parents=True, exist_ok=True)
 tree = json.loads({results!r})
 tree["asked"] = [given, sorted(k for k in os.environ if k.startswith("PYTHON")), os.getcwd()]
 (out / "results_2026-11-22.json").write_text(json.dumps(tree))
+if logs:
+    rows = json.loads({samples!r})
+    lines = "".join(json.dumps(row) + "\\n" for row in rows)
+    (out / "samples_arc_easy_2026-11-22.jsonl").write_text(lines)
 """
 
 
 def fake_lm_eval(folder: Path) -> Path:
     """Writes the executable; tasks called `broken` and `silent` are what they say."""
     file = folder / "lm_eval"
-    file.write_text(FAKE.format(python=sys.executable, results=json.dumps(RESULTS)))
+    file.write_text(
+        FAKE.format(python=sys.executable, results=json.dumps(RESULTS), samples=json.dumps(SAMPLES))
+    )
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
     return file

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 SCHEMA_VERSION = 1
 """Version of the JSON that `Report` and the sample files are written in."""
+
+_NOTEBOOK = "potstill.examine.report_notebook"
+"""What draws results in a notebook: looked up when one does, so that nouns know nothing above."""
 
 
 class Noun(BaseModel):
@@ -287,24 +291,22 @@ class Evaluation(Noun):
         value = self.metrics[name].value
         return float("nan") if value is None else value
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each metric, as data frames are made of: `pandas.DataFrame(rows)`."""
+        about = {"model": self.role, "id": self.id}
+        return [{**about, "metric": m, **found.model_dump()} for m, found in self.metrics.items()]
+
+    def _repr_html_(self) -> str:
+        return str(importlib.import_module(_NOTEBOOK).evaluation_html(self))
+
 
 METRIC_ALIASES = {
-    "bleu_score": "bleu",
-    "inference_time": "latency",
-    "memory_usage": "memory",
-    "f1_score": "f1",
-    "rouge": "rouge_l",
-    "exact": "exact_match",
-    "em": "exact_match",
-    "f1_macro": "macro_f1",
-    "rouge1": "rouge_1",
-    "rouge2": "rouge_2",
-    "rougeL": "rouge_l",
-    "sacrebleu": "bleu",
-    "expected_calibration_error": "ece",
-    "ppl": "perplexity",
+    "bleu_score": "bleu", "inference_time": "latency", "memory_usage": "memory",
+    "f1_score": "f1", "rouge": "rouge_l", "exact": "exact_match", "em": "exact_match",
+    "f1_macro": "macro_f1", "rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l",
+    "sacrebleu": "bleu", "expected_calibration_error": "ece", "ppl": "perplexity",
     "kl_divergence": "divergence",
-}
+}  # fmt: skip
 """Names that other tools use -> ours."""
 
 
@@ -384,6 +386,13 @@ class Report(Noun):
     environment: dict[str, Any] = {}
     limits: tuple[str, ...] = ()
     """What this report does not show."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each model and metric, as data frames are made of."""
+        return [row for found in self.models.values() for row in found.rows()]
+
+    def _repr_html_(self) -> str:
+        return str(importlib.import_module(_NOTEBOOK).report_html(self))
 
 
 def metric_name(name: str) -> str:

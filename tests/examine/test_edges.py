@@ -1,5 +1,6 @@
 """Odd test sets give a sensible number, or a refusal that says why."""
 
+import json
 import math
 import time
 
@@ -14,7 +15,7 @@ from potstill.examine.metrics import MeanMetric, accuracy, estimate, get_metric
 from potstill.examine.parts import class_estimates
 from potstill.examine.resample import wilson
 from potstill.protocols import BUILTIN
-from potstill.types import METRIC_ALIASES, Sample
+from potstill.types import METRIC_ALIASES, Likelihood, Sample
 
 READ = (
     "accuracy",
@@ -76,19 +77,43 @@ def test_missing_gold_does_not_count_and_none_at_all_has_no_value(name):
         assert none.value is None and "reference" in none.note
 
 
-@pytest.mark.parametrize("name", [n for n in READ if n != "macro_f1"])
+SURE = Likelihood(nats=0.0, num_tokens=7, num_bytes=40, divergence_nats=0.0)
+BEST = {"perplexity": 1.0}
+BEST |= dict.fromkeys(("ece", "bits_per_byte", "divergence"), 0.0)
+BEST |= dict.fromkeys(
+    ("undue_refusal", "refusal_rate", "truncation_rate", "wrong_language_rate"), 0.0
+)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", BUILTIN["metric"])
 def test_an_answer_that_equals_its_reference_cannot_be_beaten(name, script):
-    """metric(x, x) is the maximum: no other text of the script has more."""
+    """metric(x, x) is the best value that there is, and no other text of the script has a better.
+
+    Of copies and lengths, which are neither good nor bad, x is all of x and as long as x.
+    """
     text, metric = SCRIPTS[script], get_metric(name)
+    text = {"json_validity": json.dumps({"x": text}, ensure_ascii=False),
+            "numeric_equality": f"{text} 5"}.get(name, text)  # fmt: skip
     others = [" ".join(text.split()[::-1]), text + " " + text, text[: len(text) // 2], "x"]
 
     def value(said):
-        one = sample(0, text=said, references=(text,), target=text, correct=float(said == text))
+        is_right = said == text
+        one = sample(
+            0, text=said, prompt=text, references=(text,), target=text, correct=float(is_right),
+            confidence=1.0,
+            likelihood=SURE if is_right else SURE.model_copy(update={"nats": 1.0}),
+        )  # fmt: skip
         return estimate(metric, [one], seed=0).value
 
-    assert value(text) == pytest.approx(getattr(metric, "scale", 1.0))
-    assert all(value(other) <= value(text) + 1e-9 for other in others)
+    best = BEST.get(name, getattr(metric, "scale", 1.0))
+    assert value(text) == pytest.approx(best)
+    if name == "length_ratio":
+        assert value(others[1]) > 1 > value(others[2])
+    elif metric.higher_is_better or name == "copy_rate":
+        assert all(value(other) <= best + 1e-9 for other in others)
+    else:
+        assert all(value(other) >= best - 1e-9 for other in others)
 
 
 def test_one_class_has_an_f1():

@@ -8,9 +8,10 @@ from fake_lm_eval import RESULTS, fake_lm_eval
 
 from potstill.errors import ConfigError, DataError, PotstillError
 from potstill.examine.general import ask_lm_eval, read_results, with_drift
+from potstill.examine.general_pairs import drifts, marks_of, with_drifts
 from potstill.examine.report_html import render_html
 from potstill.examine.report_markdown import render_markdown
-from potstill.examine.resample import wilson
+from potstill.examine.resample import Z, mcnemar, paired_error, wilson
 
 
 @pytest.fixture
@@ -119,6 +120,72 @@ def test_the_drift_from_nothing_right_leaves_room_on_both_sides():
     assert with_drift(before, before)["general.riddles.exact_match"].note.endswith(
         "+0.000 [-0.088, +0.088], unpaired"
     )
+
+
+ACC = "general.arc_easy.acc"
+
+
+def test_marks_of_single_questions_are_read_where_they_make_the_figure(command, tmp_path):
+    ask(command, tmp_path, "arc_easy")
+    marks = marks_of(tmp_path / "out")
+    assert set(marks) == {ACC}
+    assert len(marks[ACC]) == 100 and sum(marks[ACC].values()) == 50
+    (file,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:99]))
+    assert marks_of(tmp_path / "out") == {}, "one is missing, so they do not make the figure"
+    file.unlink()
+    assert marks_of(tmp_path / "out") == marks_of(tmp_path / "absent") == {}
+
+
+def marks(num, *wrong):
+    return {ACC: {str(i): float(i not in wrong) for i in range(num)}}
+
+
+def test_the_drift_is_taken_question_by_question():
+    figures = read_results(RESULTS)
+    before, after = marks(100, *range(50)), marks(100, *range(4, 50), 60)
+    (found,) = drifts(after, before, figures, margin=0.1, seed=0)
+    assert (found.a, found.b, found.metric) == ("distilled", "untouched", ACC)
+    assert found.difference == pytest.approx(0.03) and found.discordant == 5
+    centre, error = paired_error(4, 1, 100)
+    assert (found.low, found.high) == pytest.approx((centre - Z * error, centre + Z * error))
+    assert found.p == pytest.approx(mcnemar(4, 1)) and found.verdict == "non_inferior"
+    unpaired = with_drift(figures, figures)[ACC].note
+    assert "[-0.136, +0.136]" in unpaired and found.high - found.low < 0.12
+
+
+def test_only_questions_that_both_were_asked_are_compared():
+    figures = read_results(RESULTS)
+    (found,) = drifts(marks(80), marks(100), figures, margin=0.02, seed=0)
+    assert found.n == 80 and "20 answers of one model have no counterpart" in found.note
+    other = {ACC: {"a question of another version": 1.0}}
+    assert drifts(other, marks(100), figures, margin=0.02, seed=0) == []
+
+
+def test_the_report_tells_the_drift_in_pairs_where_the_marks_are_there(command, tmp_path):
+    folders = {role: tmp_path / "out" for role in ("untouched", "distilled")}
+    ask(command, tmp_path, "arc_easy")
+    report = fake_report(n=60)
+    figures = read_results(RESULTS)
+    models = {
+        role: found.model_copy(update={"metrics": {**found.metrics, **figures}})
+        for role, found in report.models.items()
+    }
+    report = report.model_copy(update={"models": models})
+    told = with_drifts(report, folders, margin=0.02, seed=0)
+    assert told.models["distilled"].metrics[ACC].note == (
+        "untouched 0.500; +0.000 [-0.019, +0.019], paired"
+    )
+    assert told.models["distilled"].metrics["general.riddles.exact_match"].note == ""
+    (found,) = [c for c in told.comparisons if c.metric == ACC]
+    assert found.n == 100 and found.verdict == "non_inferior"
+    for page in (render_markdown(told), render_html(told, samples_dir=None, curves={})):
+        assert page.count("general.arc easy.acc") > render_markdown(report).count(
+            "general.arc easy.acc"
+        )
+    del models["untouched"]
+    alone = report.model_copy(update={"models": models})
+    assert with_drifts(alone, folders, margin=0.02, seed=0) == alone
 
 
 def test_its_figures_stand_in_the_report():

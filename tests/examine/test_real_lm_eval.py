@@ -9,6 +9,7 @@ from tiny import tiny_llama
 
 from potstill.errors import PotstillError
 from potstill.examine.general import ask_lm_eval
+from potstill.examine.general_pairs import marks_of
 from potstill.examine.resample import wilson
 
 COMMAND = os.environ.get("POTSTILL_LM_EVAL", "")
@@ -63,6 +64,9 @@ def test_what_it_writes_is_read_with_n_and_interval(tmp_path, own_tasks):
     right = round(accuracy.value * 20)
     assert accuracy.value == pytest.approx(right / 20)
     assert (accuracy.low, accuracy.high) == pytest.approx(wilson(right, 20))
+    marks = marks_of(tmp_path / "out")
+    assert set(marks) == set(found) and len(marks["general.colours.acc"]) == 20
+    assert sum(marks["general.colours.acc"].values()) == right
     assert accuracy.signature.startswith("lm-eval 0.")
     assert accuracy.signature.endswith("filter none, 0-shot, task version 3.0")
 

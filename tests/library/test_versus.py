@@ -39,7 +39,14 @@ def make_run(tmp_path, monkeypatch):
         write_jsonl(run.test, asked)
         for role, is_known in knows.items():
             write_jsonl(run.samples(role), [_answer(r, i, is_known) for i, r in enumerate(asked)])
-            about = Evaluation(role=role, id=f"{name}-{role}", decoding={"temperature": 0})
+            about = Evaluation(
+                role=role,
+                id=f"{name}-{role}",
+                format="huggingface",
+                num_parameters=1_700_000_000,
+                decoding={"temperature": 0},
+                by_slice={"length": {}},
+            )
             write_text(run.evaluation(role), about.model_dump_json())
         return run
 
@@ -96,6 +103,24 @@ def test_a_comparison_is_a_page_with_the_answers_side_by_side(make_run, tmp_path
     assert list(report.models) == ["new", "old"]
     assert (report.num_regressions, report.num_wins) == (8, 16)
     assert any("24" in limit for limit in report.limits)
+
+
+def test_a_comparison_says_what_each_model_is_and_its_label_once(make_run, tmp_path, capsys):
+    make_run("mine", distilled=lambda i: i % 2 == 0)
+    fake = FakeEndpoint(answer=lambda body: completion("the Wye 3"))
+    with served(fake):
+        assert run("compare", "mine", fake.url) == 0
+    reports = next((tmp_path / "runs" / "comparisons").iterdir()) / "reports"
+    text = (reports / "report.md").read_text()
+    assert "| mine | mine-distilled, huggingface, 1.7 B |" in text
+    assert f"| {fake.url} | endpoint |" in text
+    page = (reports / "report.html").read_text()
+    assert f'{fake.url}<span class="about">endpoint</span>' in page
+    assert "1.7\N{NO-BREAK SPACE}B</span>" in page and "<h2>Quality</h2>" in page
+    assert ">1 answer." in page
+    report = Report.model_validate_json((reports / "report.json").read_text())
+    assert [m.by_slice for m in report.models.values()] == [{}, {}]
+    assert report.models["mine"].decoding == {"temperature": 0}
 
 
 def test_two_runs_that_were_asked_different_things_are_refused(make_run, capsys):

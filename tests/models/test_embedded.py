@@ -31,7 +31,10 @@ def model(tmp_path, request):
         export_ctranslate2(tiny_llama(tmp_path / "m"), tmp_path / "out", quant="float32")
     else:
         export_onnx(tiny_llama(tmp_path / "m", hidden=64), tmp_path / "out", quant="fp32")
-    return open_chat_model(tmp_path / "out")
+    opened = open_chat_model(tmp_path / "out")
+    yield opened
+    # One that is left to the garbage collector may be freed by a thread of another's, and abort.
+    asyncio.run(opened.close())
 
 
 def respond(model, sampling, record=ASKED):
@@ -143,6 +146,8 @@ def test_other_weights_are_another_identity(tmp_path):
     found = [EmbeddedModel(find_model(str(tmp_path / name))) for name in ("out", "other")]
     assert found[0].identity != found[1].identity
     assert "ctranslate2" in found[0].known_as and found[0].setting["engine"] == "ctranslate2"
+    for one in found:
+        asyncio.run(one.close())
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,9 @@ def test_figures_of_lm_eval_stand_beside_the_others_and_can_be_gates(place):
     report = distill(config, RunDir(place / "run"))
     found = report.models["distilled"].metrics["general.arc_easy.acc"]
     assert (found.value, found.n) == (0.5, 100)
-    assert found.note.startswith("untouched 0.500; +0.000")
+    assert found.note.startswith("untouched 0.500; +0.000") and found.note.endswith(", paired")
+    drift = report.comparisons[-1]
+    assert (drift.metric, drift.n, drift.discordant) == ("general.arc_easy.acc", 100, 0)
     assert report.models["untouched"].metrics["general.arc_easy.acc"].note == ""
     assert [gate["passed"] for gate in report.gates] == [True]
     with pytest.raises(ConfigError, match=r"name its command with evaluate\.lm_eval"):

@@ -52,13 +52,14 @@ def ask_lm_eval(
     """
     _refuse_absent(command, include)
     out.mkdir(parents=True, exist_ok=True)
-    before = _written(out)
+    before = results_files(out)
     arguments = [
         *("--model", "hf", "--model_args", f"pretrained={model_dir.absolute()}"),
         *("--tasks", ",".join(tasks), "--batch_size", str(batch_size)),
         *("--output_path", str(out.absolute())),
         *(("--limit", str(limit)) if limit else ()),
         *(("--include_path", str(include.absolute())) if include else ()),
+        "--log_samples",
     ]
     environment = {k: v for k, v in os.environ.items() if k not in _NOT_HANDED_ON}
     done = subprocess.run(
@@ -75,7 +76,7 @@ def ask_lm_eval(
             f"lm-eval ended with code {done.returncode} on {', '.join(tasks)}; its last words: "
             f"{_last_words(done.stderr or done.stdout)}"
         )
-    files = sorted(_written(out) - before)
+    files = sorted(results_files(out) - before)
     if not files:
         raise DataError(f"lm-eval ended well, but wrote no results into {out}")
     return read_results(json.loads(files[-1][1].read_text(encoding="utf-8")))
@@ -104,7 +105,7 @@ def _last_words(text: str) -> str:
     return " / ".join(line.strip() for line in lines[-3:]) or "nothing"
 
 
-def _written(folder: Path) -> set[tuple[int, Path]]:
+def results_files(folder: Path) -> set[tuple[int, Path]]:
     """Results files of a folder, with their time of change in nanoseconds."""
     return {(file.stat().st_mtime_ns, file) for file in folder.rglob("results*.json")}
 
@@ -126,10 +127,10 @@ def read_results(tree: Mapping[str, Any]) -> dict[str, Estimate]:
         for key, value in figures.items():
             name, _, how = key.partition(",")
             # Only figures name their filter; counts and the task's names stand beside them.
-            if not how or name.endswith("_stderr") or not _is_number(value):
+            if not how or name.endswith("_stderr") or not is_number(value):
                 continue
             error = figures.get(f"{name}_stderr,{how}")
-            low, high, method = _interval(value, error if _is_number(error) else None, n)
+            low, high, method = _interval(value, error if is_number(error) else None, n)
             shots = tree.get("n-shot", {}).get(task)
             version = tree.get("versions", {}).get(task)
             said = [f"lm-eval {tree.get('lm_eval_version', '')}".strip(), f"filter {how}"]
@@ -147,7 +148,8 @@ def read_results(tree: Mapping[str, Any]) -> dict[str, Estimate]:
     return found
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of lm-eval's files is a number, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -174,8 +176,9 @@ def with_drift(
 ) -> dict[str, Estimate]:
     """The student's figures, each with its distance from what it was before, in a note.
 
-    Both answered the same questions, but only standard errors are told, so the interval is that
-    of independent answers: too wide rather than too narrow.
+    Both answered the same questions, but only standard errors are looked at here, so the interval
+    is that of independent answers: too wide rather than too narrow. Where marks of single questions
+    are there, `general_pairs` says it better.
 
     Source: Newcombe (1998), Statistics in Medicine 17, 873-890, method 10.
     """

@@ -65,10 +65,14 @@ def regressions_html(report: Report) -> str:
         return "<p>Nowhere in this test set.</p>"
     cases = _cases(report.regressions)
     shown = len(cases)
-    count = f"{report.num_regressions:,} answers" + (
+    count = _answers(report.num_regressions) + (
         f"; the first {shown} are here" if shown < report.num_regressions else ""
     )
     return f'<p class="small soft">{count}.{_told_once(report.regressions)}</p>' + "".join(cases)
+
+
+def _answers(number: int) -> str:
+    return f"{number:,} answer{'' if number == 1 else 's'}"
 
 
 def wins_html(report: Report) -> str:
@@ -78,7 +82,7 @@ def wins_html(report: Report) -> str:
     cases = _cases(report.wins)
     shown = f", the first {len(cases)} of them here" if len(cases) < report.num_wins else ""
     return (
-        f"<details><summary>{report.num_wins:,} answers{shown}</summary>{''.join(cases)}</details>"
+        f"<details><summary>{_answers(report.num_wins)}{shown}</summary>{''.join(cases)}</details>"
     )
 
 

@@ -87,7 +87,7 @@ def render_html(
     sections = [
         ("Models", models_table(report, student)),
         ("What the student keeps of the teacher", _retention(report)),
-        ("Quality against time and size", _plots(report, student)),
+        (_plots_title(report), _plots(report, student)),
         *speed_html(report),
         ("Is it better?", comparisons_table(report) if report.comparisons else ""),
         ("What the judge prefers", html_section(report)),
@@ -141,6 +141,13 @@ def _retention(report: Report) -> str:
         "intervals. Above 100 % the student is ahead of its teacher.</p>"
     )
     return retention_list(report) + note
+
+
+def _plots_title(report: Report) -> str:
+    """What the plots show: two models that were only asked have neither time nor size."""
+    found = report.models.values()
+    is_timed = any("latency" in one.metrics or one.disk_bytes for one in found)
+    return "Quality against time and size" if is_timed else "Quality"
 
 
 def _plots(report: Report, student: str) -> str:

@@ -76,7 +76,8 @@ def _models(report: Report) -> str:
 
 
 def _about(found: Evaluation) -> str:
-    facts = [found.id, found.format, parameters(found.num_parameters)]
+    name = "" if found.id == found.role else found.id
+    facts = [name, found.format, parameters(found.num_parameters)]
     facts.append(size(found.disk_bytes) if found.disk_bytes else "")
     return _safe(", ".join(fact for fact in facts if fact))
 

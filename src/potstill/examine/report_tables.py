@@ -28,6 +28,7 @@ VERDICT_TEXT = {
     "inconclusive": "open",
 }
 MAX_CLASSES = 30
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 LONG_CELL = 40
 SHORT_CELL = 26
 """Characters of a value with its interval, which stays on one line."""
@@ -107,8 +108,9 @@ def models_table(report: Report, student: str) -> str:
 
 def about(found: Evaluation) -> str:
     """Name, format and number of weights of a model."""
-    facts = [found.id, found.format, parameters(found.num_parameters)]
-    return ", ".join(fact for fact in facts if fact)
+    name = "" if found.id == found.role else found.id
+    weights = parameters(found.num_parameters).replace(" ", NO_BREAK_SPACE)
+    return ", ".join(fact for fact in (name, found.format, weights) if fact)
 
 
 def comparisons_table(report: Report) -> str:

@@ -107,7 +107,8 @@ async def _ask(
 
     asked["out_samples"].parent.mkdir(parents=True, exist_ok=True)
     capture = Capture(k=1) if "ece" in asked["metrics"] else None
-    async with opened_model(model, batch_size, workspace, key, capture=capture) as opened:
+    opening = opened_model(model, batch_size, workspace, key, capture=capture, when_asked=True)
+    async with opening as opened:
         return await evaluate_model(
             opened,
             records,

@@ -38,11 +38,13 @@ async def opened_model(
     key: str | None,
     privacy: PrivacyConfig | None = None,
     capture: Capture | None = None,
+    *,
+    when_asked: bool = False,
 ) -> AsyncIterator[ChatModel]:
     """The model, ready to be asked, behind a screen where `privacy` says so.
 
     It is closed afterwards if it was opened here, and only then keeps what `capture` says of
-    its probabilities.
+    its probabilities; and reads its weights `when_asked` only, where that is said.
     """
     from potstill.models.private import guarded
 
@@ -58,8 +60,9 @@ async def opened_model(
     elif key:
         secret = SecretStr(key)
     opened = open_chat_model(
-        place, workspace=workspace, batch_size=batch_size, key=secret, capture=capture
-    )
+        place, workspace=workspace, batch_size=batch_size, key=secret, capture=capture,
+        when_asked=when_asked,
+    )  # fmt: skip
     try:
         yield guarded(opened, screen_of(opened, privacy))
     finally:

@@ -33,6 +33,8 @@ from potstill.tasks import get_task
 from potstill.types import Comparison, Estimate, Evaluation, Record, Sample, Sampling
 
 STUDENT = "distilled"
+_NOT_OF_BOTH = {"by_class": {}, "by_slice": {}, "samples": ""}
+"""What a row of a run says of its own answers, and not of those that two have in common."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Side:
     names: tuple[str | None, ...]
     """What may tell its family."""
 
-    decoding: Mapping[str, Any]
+    about: Evaluation
+    """What it is, and how it answered."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Arena:
         student = [about.id, config.student.place]
         names = [about.id] if role == "teacher" else student
         samples = read_jsonl(run.samples(role), Sample)
-        return Side(label, samples, tuple(names), about.decoding)
+        return Side(label, samples, tuple(names), about)
 
     def _asked(self, label: str, place: str, test: TestSet) -> Side:
         row = self.row(place)
@@ -160,13 +163,12 @@ class Arena:
             place = str(row[0].model)
         ref = find_model(place, workspace=self.workspace)
 
-        async def ask() -> list[Sample]:
-            async with opened_model(
-                place, self.batch_size, self.workspace, None, test.privacy
-            ) as model:
-                if (prepare := getattr(model, "prepare", None)) is not None:
-                    await prepare()
-                return await collect_samples(
+        async def ask() -> tuple[list[Sample], Evaluation]:
+            opening = opened_model(
+                place, self.batch_size, self.workspace, None, test.privacy, when_asked=True
+            )
+            async with opening as model:
+                samples = await collect_samples(
                     model,
                     test.records,
                     test.task,
@@ -176,10 +178,18 @@ class Arena:
                     group_by=test.group_by,
                     on_progress=lambda done, total: self._tell(f"ask {label}", done, total),
                 )
+                return samples, Evaluation(
+                    role=label,
+                    id=ref.model or ref.name,
+                    format=ref.kind,
+                    num_parameters=getattr(model, "num_parameters", None),
+                    decoding=test.sampling.model_dump(mode="json"),
+                )
 
         RunDir(self.folder).reports.mkdir(parents=True, exist_ok=True)
         names = (ref.model, ref.name, ref.source)
-        return Side(label, wait(ask()), names, test.sampling.model_dump(mode="json"))
+        samples, about = wait(ask())
+        return Side(label, samples, names, about)
 
     def _tell(self, stage: str, done: int, total: int | None = None, text: str = "") -> None:
         if self.on_progress:
@@ -223,6 +233,12 @@ def versus(
         b=other.label,
         task=test.task.name,
         n=len(both[0]),
+        models={
+            side.label: side.about.model_copy(
+                update={"role": side.label, "metrics": values[side.label]} | _NOT_OF_BOTH
+            )
+            for side in (one, other)
+        },
         metrics=values,
         comparisons=comparisons,
         num_only_a=num_only_a,
@@ -296,7 +312,7 @@ def _with_people(
 
 def _notes(one: Side, other: Side, num_stale: int) -> list[str]:
     notes = []
-    if one.decoding != other.decoding:
+    if one.about.decoding != other.about.decoding:
         notes.append(f"{one.label} and {other.label} answered with different sampling settings")
     num_unpaired = abs(len(one.samples) - len(other.samples))
     if num_unpaired:

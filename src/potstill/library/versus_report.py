@@ -17,6 +17,9 @@ class Versus(Noun):
     n: int
     """Answers that both gave."""
 
+    models: dict[str, Evaluation] = {}
+    """What each of them is, with its metrics."""
+
     metrics: dict[str, dict[str, Estimate]]
     """Model -> metric."""
 
@@ -48,10 +51,7 @@ def versus_report(found: Versus) -> Report:
     return Report(
         run=f"{found.a} against {found.b}",
         task={"name": found.task, "n": found.n},
-        models={
-            label: Evaluation(role=label, id=label, metrics=metrics)
-            for label, metrics in found.metrics.items()
-        },
+        models=found.models,
         comparisons=found.comparisons,
         primary_metric=found.comparisons[0].metric if found.comparisons else "",
         verdict=" ".join(found.verdict),

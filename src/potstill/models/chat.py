@@ -34,6 +34,7 @@ def open_chat_model(
     key: SecretStr | None = None,
     capture: Capture | None = None,
     top_logprobs: int = 0,
+    when_asked: bool = False,
 ) -> EndpointModel | GgufModel | EmbeddedModel | LaunchedModel | LocalModel | ChatModel:
     """Opens a model for asking: an endpoint, llama.cpp for GGUF files, an embedded engine
     for folders made for one, else its weights.
@@ -52,6 +53,8 @@ def open_chat_model(
         capture: What local weights keep of their probabilities while they answer; others tell
             what a request asks for (`Sampling.top_logprobs`).
         top_logprobs: How many a launched engine must be able to tell.
+        when_asked: Whether weights that are opened here are read when something is asked for the
+            first time, and not before; what is known without them is told all the same.
 
     Raises:
         ConfigError: If the model is unknown or not on this machine.
@@ -64,26 +67,38 @@ def open_chat_model(
         return cast("ChatModel", resolve_attribute(ref.opener, what=f"opener of {ref.name}")(ref))
     if ref.kind == "endpoint":
         settings = model if isinstance(model, TeacherConfig) else None
-        names = ("timeout_seconds", "requests_per_minute", "tokens_per_minute")
-        limits = {} if settings is None else {name: getattr(settings, name) for name in names}
-        if max_in_flight:
-            limits["max_in_flight"] = max_in_flight
-        return EndpointModel(
-            ref.source,
-            (settings.model if settings else None) or ref.model,
-            key=key or (settings.key if settings else None) or ref.key,
-            name=None if ref.name == ref.source else ref.name,
-            price=(settings.price if settings else None) or ref.price,
-            **{name: getattr(settings, name, None) or getattr(ref, name) for name in _WIRE},
-            **limits,
-        )
+        return _endpoint(ref, settings, key=key, max_in_flight=max_in_flight)
     if ref.kind == "gguf" and has_llama_cpp():
-        return GgufModel(ref.source, name=ref.name)
+        return GgufModel(ref.source, name=ref.name, when_asked=when_asked)
     if ref.kind in EMBEDDED:
-        return EmbeddedModel(ref)
+        return EmbeddedModel(ref, when_asked=when_asked)
     from potstill.models.local import LocalModel
 
-    return LocalModel(ref, dtype=dtype, batch_size=batch_size, capture=capture)
+    return LocalModel(
+        ref, dtype=dtype, batch_size=batch_size, capture=capture, when_asked=when_asked
+    )
+
+
+def _endpoint(
+    ref: ModelRef,
+    settings: TeacherConfig | None,
+    *,
+    key: SecretStr | None,
+    max_in_flight: int | None,
+) -> EndpointModel:
+    names = ("timeout_seconds", "requests_per_minute", "tokens_per_minute")
+    limits = {} if settings is None else {name: getattr(settings, name) for name in names}
+    if max_in_flight:
+        limits["max_in_flight"] = max_in_flight
+    return EndpointModel(
+        ref.source,
+        (settings.model if settings else None) or ref.model,
+        key=key or (settings.key if settings else None) or ref.key,
+        name=None if ref.name == ref.source else ref.name,
+        price=(settings.price if settings else None) or ref.price,
+        **{name: getattr(settings, name, None) or getattr(ref, name) for name in _WIRE},
+        **limits,
+    )
 
 
 def _ref_of(

@@ -76,6 +76,21 @@ def open_embedded(folder: Path, *, threads: int | None = None) -> Embedded:
         MissingExtra: If the engine is not installed.
         DataError: If it cannot read the folder.
     """
+    kind = kind_of(folder)
+    make = _CTranslate2 if kind == "ctranslate2" else _OnnxGenAi
+    try:
+        return make(folder, threads or num_cores())
+    except (RuntimeError, ValueError, OSError) as error:
+        raise DataError(f"{PACKAGES[kind]} cannot load {folder}: {error}") from error
+
+
+def kind_of(folder: Path) -> str:
+    """Whose folder it is: a key of `PACKAGES`.
+
+    Raises:
+        MissingExtra: If the engine is not installed.
+        DataError: If it is no engine's.
+    """
     kind = next((kind for kind, file in EMBEDDED.items() if (folder / file).is_file()), None)
     if kind is None:
         raise DataError(f"{folder} has neither of {', '.join(EMBEDDED.values())}")
@@ -83,11 +98,7 @@ def open_embedded(folder: Path, *, threads: int | None = None) -> Embedded:
         raise MissingExtra(
             f'running {folder.name} needs {PACKAGES[kind]}: pip install "potstill[{kind}]"'
         )
-    make = _CTranslate2 if kind == "ctranslate2" else _OnnxGenAi
-    try:
-        return make(folder, threads or num_cores())
-    except (RuntimeError, ValueError, OSError) as error:
-        raise DataError(f"{PACKAGES[kind]} cannot load {folder}: {error}") from error
+    return kind
 
 
 def is_installed(kind: str) -> bool:

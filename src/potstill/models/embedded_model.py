@@ -13,7 +13,7 @@ from typing import Any
 from potstill.data.render import render_prompt
 from potstill.errors import TeacherError
 from potstill.models.catalog import ModelRef
-from potstill.models.embedded import PACKAGES, Embedded, open_embedded
+from potstill.models.embedded import PACKAGES, Embedded, kind_of, open_embedded
 from potstill.models.failures import Failure
 from potstill.models.fingerprint import request_fingerprint, weights_identity
 from potstill.models.machine import num_cores
@@ -26,18 +26,23 @@ class EmbeddedModel:
 
     One answer is computed at a time, on all cores.
 
+    Args:
+        when_asked: Reads the folder when something is asked for the first time, and not here.
+
     Raises:
         MissingExtra, DataError: As `open_embedded`.
     """
 
     max_in_flight = 2
 
-    def __init__(self, ref: ModelRef, *, threads: int | None = None):
+    def __init__(self, ref: ModelRef, *, threads: int | None = None, when_asked: bool = False):
         self.name = ref.name
-        self._kind = ref.kind
+        self._folder = Path(ref.source)
+        self._kind = kind_of(self._folder)
         self._threads = threads or num_cores()
-        self.identity = weights_identity(Path(ref.source))
-        self._engine: Embedded | None = open_embedded(Path(ref.source), threads=self._threads)
+        self.identity = weights_identity(self._folder)
+        self._engine = None if when_asked else self._opened()
+        self._is_closed = False
         self._computing = threading.Lock()
 
     @property
@@ -86,7 +91,10 @@ class EmbeddedModel:
     async def close(self) -> None:
         """Frees the weights."""
         with self._computing:
-            self._engine = None
+            self._engine, self._is_closed = None, True
+
+    def _opened(self) -> Embedded:
+        return open_embedded(self._folder, threads=self._threads)
 
     async def _respond(
         self,
@@ -122,9 +130,10 @@ class EmbeddedModel:
     ) -> dict[str, Any]:
         """What the response tells, computed in this thread."""
         with self._computing:
-            if self._engine is None:
+            if self._is_closed:
                 raise TeacherError(f"{self.name} was closed and cannot answer")
-            engine, started = self._engine, time.perf_counter()
+            engine = self._engine = self._engine or self._opened()
+            started = time.perf_counter()
             prompt = prompt_of(engine, record.messages)
             facts: dict[str, Any] = {"num_prompt_tokens": len(prompt)}
             room = (engine.context or 2**31) - len(prompt)

@@ -35,6 +35,7 @@ class GgufModel:
         slots: Answers computed at once.
         threads: All cores by default.
         as_on_device: Without a GPU.
+        when_asked: Starts the server when something is asked for the first time, and not here.
 
     Raises:
         MissingExtra: If xllamacpp is not installed.
@@ -50,6 +51,7 @@ class GgufModel:
         threads: int | None = None,
         start_seconds: float = 600.0,
         as_on_device: bool = False,
+        when_asked: bool = False,
     ):
         if not has_llama_cpp():
             raise MissingExtra('running GGUF files needs an extra: pip install "potstill[export]"')
@@ -61,20 +63,11 @@ class GgufModel:
         self._threads = threads or num_cores()
         self._slots = slots
         self._context = context
+        self._as_on_device = as_on_device
         self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "potstill.models.llama_server", str(self.path)),
-                *(str(number) for number in (context, slots, self._threads)),
-                *([AS_ON_DEVICE] if as_on_device else []),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
-        )
         self._endpoint: EndpointModel | None = None
         self._starting = threading.Lock()
+        self._process = None if when_asked else self._started()
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -89,11 +82,12 @@ class GgufModel:
     @property
     def is_alive(self) -> bool:
         """Whether the server's process runs."""
-        return self._process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
         """The server's process."""
+        assert self._process is not None
         return self._process
 
     @property
@@ -129,7 +123,7 @@ class GgufModel:
         """
         await self.prepare()
         assert self._endpoint is not None
-        if self._process.poll() is not None:
+        if not self.is_alive:
             raise TeacherError(self._why_it_ended())
         response = await self._endpoint.respond(record, sampling, turn=turn, sample=sample)
         return response.model_copy(update={"model": self.name})
@@ -164,6 +158,8 @@ class GgufModel:
 
     def memory_bytes(self) -> int | None:
         """Most resident memory that the server had so far; None where the system tells none."""
+        if self._process is None:
+            return None
         with contextlib.suppress(OSError, ValueError):
             status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
             for line in status.splitlines():
@@ -175,26 +171,47 @@ class GgufModel:
         """Ends the server and frees its memory."""
         if self._endpoint is not None:
             await self._endpoint.close()
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # it has nothing to save
-        await asyncio.to_thread(self._process.wait)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        if self._process is not None:
+            await self._end(self._process)
         if not self._log.closed:
             self._log.close()
+
+    async def _end(self, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it has nothing to save
+        await asyncio.to_thread(process.wait)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        numbers = (self._context, self._slots, self._threads)
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "potstill.models.llama_server", str(self.path)),
+                *(str(number) for number in numbers),
+                *([AS_ON_DEVICE] if self._as_on_device else []),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+        )
 
     def _wait_for_address(self) -> None:
         with self._starting:
             if self._endpoint is not None:
                 return
-            assert self._process.stdout is not None
-            late = threading.Timer(self._start_seconds, self._process.kill)
+            if self._log.closed:
+                raise TeacherError(f"{self.name} was closed and cannot answer")
+            process = self._process = self._process or self._started()
+            assert process.stdout is not None
+            late = threading.Timer(self._start_seconds, process.kill)
             late.start()
             try:
                 address = ""
-                for line in self._process.stdout:
+                for line in process.stdout:
                     text = line.decode("utf-8", "replace").strip()
                     if text.startswith("http://"):
                         address = text
@@ -202,7 +219,7 @@ class GgufModel:
             finally:
                 late.cancel()
             if not address:
-                self._process.wait()
+                process.wait()
                 raise TeacherError(self._why_it_ended())
             self._endpoint = EndpointModel(
                 address,
@@ -217,7 +234,7 @@ class GgufModel:
         lines = self._log.read().decode("utf-8", "replace").strip().splitlines()
         said = " / ".join(line.strip() for line in lines[-3:]) or "nothing"
         return (
-            f"llama.cpp's server for {self.path} ended with code {self._process.returncode}; its "
+            f"llama.cpp's server for {self.path} ended with code {self.process.returncode}; its "
             f"last words: {said}. Is it a whole GGUF file, and is there memory for it?"
         )
 

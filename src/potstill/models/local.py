@@ -25,15 +25,22 @@ import transformers
 from torch import Tensor
 
 from potstill.data.render import end_token_ids, render_prompt, vocab_fingerprint
-from potstill.errors import ConfigError, DataError, TeacherError
+from potstill.errors import ConfigError, TeacherError
 from potstill.models.catalog import ModelRef, find_model
 from potstill.models.decode import Row, decode
 from potstill.models.failures import Failure
 from potstill.models.fingerprint import request_fingerprint, weights_identity
+from potstill.models.head import check_logits, logits_of
 from potstill.models.logprobs import Capture, LogprobArrays, pack_logprobs
 from potstill.models.longrope import hidden_states
 from potstill.models.telling import Teller
-from potstill.models.weights import cached_folder, load_weights
+from potstill.models.weights import (
+    cached_folder,
+    count_parameters,
+    load_tokenizer,
+    load_weights,
+    resolve_dtype,
+)
 from potstill.types import Logprobs, Record, Response, Sampling
 
 _LINGER_SECONDS = 0.002
@@ -71,6 +78,7 @@ class LocalModel:
         capture: What is kept of the probabilities that answers are drawn from, in
             `Response.logprobs`. No part of the request: answers and fingerprints are the same
             with any capture and with none, which is the default.
+        when_asked: Reads the weights when something is asked for the first time, and not here.
 
     Raises:
         ConfigError, DataError: As `load_weights`.
@@ -85,50 +93,48 @@ class LocalModel:
         batch_size: int = 32,
         device: str | None = None,
         capture: Capture | None = None,
+        when_asked: bool = False,
     ):
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        ref = source if isinstance(source, ModelRef) else find_model(str(source))
-        folder = cached_folder(ref)
+        ref = self._ref = source if isinstance(source, ModelRef) else find_model(str(source))
         self.name = name or ref.name
-        self.identity = weights_identity(folder)
+        self.identity = weights_identity(cached_folder(ref))
         self.batch_size = batch_size
         self.capture = capture
         self.max_in_flight = _BATCHES_AHEAD * batch_size
-        model, self.tokenizer = load_weights(ref, dtype=dtype)
-        self._model: Any = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.vocab_fingerprint = vocab_fingerprint(self.tokenizer)
-        self._end_ids = frozenset(
-            end_token_ids(self.tokenizer, getattr(model, "generation_config", None))
-        )
-        text_config = model.config.get_text_config()
-        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.dtype = str(resolve_dtype(dtype)).removeprefix("torch.")
+        """Number format of the weights."""
+
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        """Where the weights are, or will be: cpu, cuda."""
+
+        self._model: Any = None
+        self.context: int | None = None
         self._head_is_checked = False
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._computing = threading.Lock()
         self._is_closed = False
+        if when_asked:
+            self.tokenizer = load_tokenizer(ref)
+        else:
+            self._load()
+        self.vocab_fingerprint = vocab_fingerprint(self.tokenizer)
 
     @property
     def num_parameters(self) -> int:
         """How many weights it has, shared ones counted once."""
+        if self._model is None:
+            return count_parameters(self._ref)
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     @property
     def weights_bytes(self) -> int:
         """Bytes that weights and buffers take, shared ones counted once."""
+        self._load()
         model = self._model
         return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-
-    @property
-    def dtype(self) -> str:
-        """Number format of the weights."""
-        return str(self._model.dtype).removeprefix("torch.")
-
-    @property
-    def device(self) -> str:
-        """Where the weights are: cpu, cuda:0."""
-        return str(self._model.device)
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -188,6 +194,7 @@ class LocalModel:
     ) -> Response:
         if self._is_closed:
             raise TeacherError(f"{self.name} was closed and cannot answer")
+        self._load()
         answer: concurrent.futures.Future[Response] = concurrent.futures.Future()
         request = _Request(
             record, sampling, ids=list(ids), answer=answer, arrived=time.monotonic(), **settings
@@ -221,13 +228,15 @@ class LocalModel:
             DataError: If this architecture changes its logits after the head in a way that is
                 not known here.
         """
+        self._load()
         with self._computing:
             if not self._head_is_checked:
-                self._check_head()
+                check_logits(self._model, self.name)
+                self._head_is_checked = True
             device = self._model.device
             positions_BT = positions_BT.to(device)
             hidden_BTH = hidden_states(self._model, ids_BT.to(device), positions_BT)
-            return self._head(hidden_BTH[positions_BT])
+            return logits_of(self._model, hidden_BTH[positions_BT])
 
     async def close(self) -> None:
         """Ends the thread and frees the memory; open calls fail with TeacherError."""
@@ -242,29 +251,20 @@ class LocalModel:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _head(self, hidden_NH: Tensor) -> Tensor:
-        logits_NV = self._model.get_output_embeddings()(hidden_NH).float()
-        config = self._model.config.get_text_config()
-        if scale := getattr(config, "logit_scale", None):  # Cohere
-            logits_NV = logits_NV * scale
-        if divisor := getattr(config, "logits_scaling", None):  # Granite
-            logits_NV = logits_NV / divisor
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits_NV = torch.tanh(logits_NV / cap) * cap
-        return logits_NV
-
-    def _check_head(self) -> None:
-        """Compares backbone and head with the whole model once, on a few tokens."""
-        ids_BT = torch.tensor([[1, 2, 3]], device=self._model.device)
-        whole_NV = self._model(input_ids=ids_BT, use_cache=False).logits[0].float()
-        ours_NV = self._head(hidden_states(self._model, ids_BT, ids_BT > 0)[0])
-        largest = float((whole_NV - ours_NV).abs().max())
-        if largest > 0.01 * max(1.0, float(whole_NV.abs().max())):
-            raise DataError(
-                f"{self.name} ({type(self._model).__name__}) changes its logits after the head "
-                f"(by {largest:.3g}), so its probabilities cannot be read; use loss.kind: sft"
+    def _load(self) -> None:
+        """Reads the weights, where they were not; as tensors of any use, whoever asks."""
+        if self._model is not None:
+            return  # and waits for no batch that is being computed
+        with self._computing, torch.inference_mode(False):
+            if self._model is not None or self._is_closed:
+                return
+            model, self.tokenizer = load_weights(self._ref, dtype=self.dtype)
+            self._end_ids = frozenset(
+                end_token_ids(self.tokenizer, getattr(model, "generation_config", None))
             )
-        self._head_is_checked = True
+            text_config = model.config.get_text_config()
+            self.context = getattr(text_config, "max_position_embeddings", None)
+            self._model = model.to(self.device)
 
     def _work(self) -> None:
         """The thread: gathers open requests into batches of like length until it is closed."""

@@ -60,6 +60,20 @@ def load_weights(
     return model.eval(), tokenizer
 
 
+def count_parameters(source: ModelRef | Path | str) -> int:
+    """How many weights a model has, shared ones counted once, from its config alone.
+
+    Raises:
+        ConfigError, DataError: As `load_weights`.
+    """
+    place = cached_folder(source)
+    with quiet(), _reading(place), torch.device("meta"):
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.tie_weights()
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def load_tokenizer(source: ModelRef | Path | str) -> Any:
     """Reads the tokenizer alone.
 

@@ -102,22 +102,35 @@ def evaluate_exports(ctx: Context) -> dict[str, Evaluation]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    ctx: Context, row: Row, batch_size: int, capture: Capture | None = None
+    ctx: Context,
+    row: Row,
+    batch_size: int,
+    capture: Capture | None = None,
+    *,
+    when_asked: bool = False,
 ) -> AsyncIterator[ChatModel]:
     """The row's model, closed again afterwards.
 
     Args:
         capture: What local weights keep of their probabilities.
+        when_asked: Whether a model that is known by its weights is waited for when it is asked
+            only, which it is not where all its answers are kept.
     """
     model: ChatModel = (
-        open_teachers(ctx, batch_size=batch_size, capture=capture)
+        open_teachers(ctx, batch_size=batch_size, capture=capture, when_asked=when_asked)
         if row.is_teacher
         else open_chat_model(
-            row.ref, workspace=ctx.workspace, batch_size=batch_size, capture=capture
+            row.ref,
+            workspace=ctx.workspace,
+            batch_size=batch_size,
+            capture=capture,
+            when_asked=when_asked,
         )
     )
     try:
-        await prepared(model, ctx.progress(f"evaluate-{row.role}"))
+        is_late = when_asked and not row.engine and getattr(model, "known_as", None)
+        if not is_late:
+            await prepared(model, ctx.progress(f"evaluate-{row.role}"))
         yield model
     finally:
         await model.close()
@@ -132,7 +145,7 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
         named = {metric_name(name) for name in settings.metrics or ()}
         capture = Capture(k=1) if "ece" in named else None
         async with contextlib.AsyncExitStack() as stack:
-            opening = opened(ctx, row, settings.batch_size, capture)
+            opening = opened(ctx, row, settings.batch_size, capture, when_asked=True)
             model = await stack.enter_async_context(opening)
             teacher = None
             if (
@@ -141,7 +154,7 @@ def _evaluate_row(ctx: Context, row: Row, records: list[Record]) -> None:
                 and not is_several
                 and (has_logits(teacher_row(ctx)))
             ):
-                opening = opened(ctx, teacher_row(ctx), settings.batch_size)
+                opening = opened(ctx, teacher_row(ctx), settings.batch_size, when_asked=True)
                 teacher = await stack.enter_async_context(opening)
             return await evaluate_model(
                 model,

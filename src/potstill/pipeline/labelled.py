@@ -121,7 +121,7 @@ async def ask_untouched(
         ConfigError, DataError, MissingExtra: If its weights cannot be read.
         TeacherError: If it answers nothing.
     """
-    model = open_chat_model(ref, batch_size=ctx.config.evaluate.batch_size)
+    model = open_chat_model(ref, batch_size=ctx.config.evaluate.batch_size, when_asked=True)
     try:
         return await collect_samples(
             model,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from potstill.examine.general_pairs import with_drifts
 from potstill.examine.metrics import get_metric
 from potstill.examine.report import build_report
 from potstill.examine.report_html import render_html
@@ -52,6 +53,11 @@ def compare(ctx: Context) -> None:
         )
         found = found.model_copy(update=what_it_takes(ctx, found, samples, get_metric(names[0])))
         found = with_judge(found, _judge(ctx))
+        if config.evaluate.general_tasks:
+            folders = {role: run.general(role) for role in ("untouched", "distilled")}
+            found = with_drifts(
+                found, folders, margin=config.evaluate.margin, seed=config.evaluate.seed
+            )
         write_text(run.report_json, found.model_dump_json(indent=1) + "\n")
         # The verdict itself follows under the last stage; here it would stand there twice.
         return {"text": f"{len(evaluations)} models on the same {found.task['n']:,} records"}

@@ -31,12 +31,13 @@ def open_teachers(
     batches: bool = False,
     capture: Capture | None = None,
     top_logprobs: int = 0,
+    when_asked: bool = False,
 ) -> ChatModel:
     """The teacher of the config, or all of them as one, shown no personal data.
 
     Args:
         batches: Whether a teacher that is to be asked through its provider's batches is.
-        capture, top_logprobs: As `open_chat_model`.
+        capture, top_logprobs, when_asked: As `open_chat_model`.
 
     Raises:
         ConfigError, MissingExtra: As `open_chat_model`.
@@ -53,6 +54,7 @@ def open_teachers(
             key=ctx.secrets.get("teacher") if len(config.teachers) == 1 else None,
             capture=capture,
             top_logprobs=top_logprobs,
+            when_asked=when_asked,
         )
         if batches and teacher.batch:
             model = in_batches(model)
