@@ -122,7 +122,8 @@ def test_what_a_real_server_tells_are_the_targets_of_the_row_that_its_answer_bec
     ids, logprobs, log_odds = found.encoded
     learned = [id_ for id_, is_learned in zip(*row, strict=True) if is_learned]
     assert ids[:, 0].tolist() == learned  # greedy
-    assert np.exp(logprobs).sum(-1) * (1 + np.exp(log_odds[:, 0])) == pytest.approx(1.0, abs=1e-5)
+    # Each value has 11 bits, so that p is off by p |log p| / 2048 at most: 1.8e-4 at p = 1/e.
+    assert np.exp(logprobs).sum(-1) * (1 + np.exp(log_odds[:, 0])) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.slow
