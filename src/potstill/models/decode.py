@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 
 from potstill.models.logprobs import FLOOR, Capture
 from potstill.models.longrope import rope_switch
-from potstill.models.telling import Teller
+from potstill.models.telling import Teller, before_stop
 from potstill.types import Sampling
 
 _NUCLEUS = 1024
@@ -217,12 +217,12 @@ def _extend(
         if full or row.num_new_tokens >= row.sampling.max_new_tokens:
             row.finish_reason = "length"
     if row.finish_reason or row.sampling.stop or row.teller is not None:
-        row.text = tokenizer.decode(
+        text = tokenizer.decode(
             row.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        places = [place for stop in row.sampling.stop if (place := row.text.find(stop)) >= 0]
-        if places:
-            row.text, row.finish_reason = row.text[: min(places)], "stop"
+        row.text, is_cut = before_stop(text, row.sampling.stop)
+        if is_cut:
+            row.finish_reason = "stop"
     if row.teller is not None:
         row.teller.add(row.text, is_whole=row.finish_reason is not None)
 

@@ -17,7 +17,7 @@ from potstill.models.embedded import PACKAGES, Embedded, kind_of, open_embedded
 from potstill.models.failures import Failure
 from potstill.models.fingerprint import request_fingerprint, weights_identity
 from potstill.models.machine import num_cores
-from potstill.models.telling import Teller
+from potstill.models.telling import Teller, before_stop
 from potstill.types import Message, Record, Response, Sampling
 
 
@@ -207,5 +207,4 @@ class _Answer:
     def _read(self, engine: Embedded, ids: Sequence[int]) -> tuple[str, bool]:
         """The text before any stop sequence, and whether there was one."""
         text = engine.tokenizer.decode(ids, skip_special_tokens=True)
-        cuts = [place for stop in self._sampling.stop if (place := text.find(stop)) >= 0]
-        return text[: min(cuts, default=len(text))], bool(cuts)
+        return before_stop(text, self._sampling.stop)

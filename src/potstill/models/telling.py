@@ -31,6 +31,12 @@ class Teller:
             self._tell(piece)
 
 
+def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop sequence in it, and whether there is one."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places, default=len(text))], bool(places)
+
+
 def _num_certain(text: str, stops: Sequence[str]) -> int:
     """How many characters stay as they are, whatever comes."""
     text = text.rstrip(_NOT_WHOLE)
