@@ -25,6 +25,7 @@ from typing import Any
 
 import aiohttp
 from asking_engine import engine
+from asking_ledger import cost
 from asking_memory import CONFIG, QA, memory, records, resuming
 from asking_parts import parts
 from asking_peers import IN_FLIGHT
@@ -307,7 +308,7 @@ def heading(part: str, options: argparse.Namespace) -> list[str]:
 def given(part: str, options: argparse.Namespace) -> list[str]:
     """The options that change what a part measures."""
     words: list[str] = []
-    if part in ("speed", "parts", "logprobs", "resume", "engine"):
+    if part in ("speed", "ledger", "parts", "logprobs", "resume", "engine"):
         words += ["--rounds", str(options.rounds)]
     if part in ("speed", "parts", "logprobs"):
         words += ["--requests", str(options.requests)]
@@ -329,6 +330,7 @@ def put(page: Path, part: str, text: str) -> None:
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[str]]] = {
     "speed": speed,
+    "ledger": lambda options: cost(options, Nowhere),
     "parts": lambda options: parts(options, ask_through, Nowhere),
     "logprobs": logprobs,
     "limits": limits,

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from potstill.errors import PotstillError
-from potstill.teach.index import State, Want
+from potstill.teach.index import State
 from potstill.teach.writer import MOST_TOGETHER, Writer
 
 
@@ -29,7 +29,7 @@ class Disk:
         self.num_writes += 1
         if self.num_writes - 1 == self.fails_at:
             return "full"
-        self.groups.append([want.record for want in group.wants])
+        self.groups.append([row >> 32 for row in group.wants.rows])
         return ""
 
     @property
@@ -46,8 +46,8 @@ def started(disk):
 def add(writer, number, *, at_once=False):
     """Gathers an outcome as the ledger does; its future."""
     group = writer.group()
-    group.sizes.append(1)
-    group.wants.append(Want(number, 0, 0, b"k" * 16, State.DONE))
+    group.outcomes.add(b"k" * 16, State.DONE, 0, 1, b"c" * 8)
+    group.wants.add(number, 0, 0, b"k" * 16, State.DONE)
     if at_once or group.is_full:
         writer.hand_over()
     return group.written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from potstill.teach.entries import Entries, Wants
 from potstill.teach.segments import Span
 
 MOST_KEYS = 256
@@ -147,8 +149,8 @@ class Index:
 
     def save(
         self,
-        outcomes: Sequence[tuple[bytes, State, Span]],
-        wants: Sequence[Sequence[Want]],
+        outcomes: Sequence[tuple[int, Entries]],
+        wants: Sequence[Wants],
         asked: Sequence[int],
         segment: tuple[int, int, bytes],
         cost: float,
@@ -158,22 +160,23 @@ class Index:
         An answer is not replaced by a failure.
 
         Args:
+            outcomes: In order, with the byte of the segment that their places are counted from.
             asked: Part, and the how many-th time it is asked.
             segment: Number, size and hash of the segment that the outcomes are in.
             cost: What the outcomes cost.
         """
         statements = []
         if outcomes:
-            keys = b"".join([key + span.checksum for key, _, span in outcomes])
-            rows = [span.start << 32 | span.length << 3 | state for _, state, span in outcomes]
+            keys = b"".join([entries.keys for _, entries in outcomes])
+            rows = [row + (start << 32) for start, entries in outcomes for row in entries.rows]
             number, size, digest = segment
             statements.append(_spelled(_SAVE, keys=keys, rows=rows, number=number))
             statements.append(_spelled(_KEEP_SEGMENT, number=number, size=size, digest=digest))
         if cost:
             statements.append(_spelled(_SPEND, cost=cost))
-        for some in wants:
-            keys = b"".join([want.key for want in some])
-            rows = [w.record << 32 | w.turn << 12 | w.sample << 3 | w.state for w in some]
+        if wants:
+            keys = b"".join([some.keys for some in wants])
+            rows = list(itertools.chain.from_iterable(some.rows for some in wants))
             part, ask = asked
             statements.append(_spelled(_WANT, keys=keys, rows=rows, part=part, ask=ask))
         with self._lock, self._undone_on_failure():

@@ -20,9 +20,10 @@ from types import TracebackType
 
 from potstill.errors import AnswersLost, PotstillError
 from potstill.rundir import LedgerDir, locked
+from potstill.teach.entries import Entries, Wants
 from potstill.teach.index import Row, State, Want, open_index
 from potstill.teach.outcomes import Inventory, key_of, line_of, response_of, state_of
-from potstill.teach.segments import MOST_BYTES, Segments, Span
+from potstill.teach.segments import MOST_BYTES, Segments, checksum
 from potstill.teach.spending import Spending, told, waste_of
 from potstill.teach.writer import MOST_TOGETHER, Group, Writer
 from potstill.types import Record, Response
@@ -64,8 +65,8 @@ class Ledger:
         self._segments = Segments(self.folder, write=write, sync=sync, most_bytes=most_bytes)
         self._asked: Sequence[int] = (0, 0)
         self._first = 0
-        self._unindexed: list[tuple[bytes, State, Span]] = []
-        self._wanted: list[Sequence[Want]] = []
+        self._unindexed: list[tuple[int, Entries]] = []
+        self._wanted: list[Wants] = []
         self._cost = 0.0
         self._indexed_at = 0.0
         self._writer = Writer(self._write, self._follow)
@@ -164,12 +165,12 @@ class Ledger:
         if self._writer.failure:
             raise PotstillError(self._writer.failure)
         line, state = line_of(response), state_of(response)
+        key = key or key_of(response)
         group = self._writer.group()
+        # Here and not by the writer's thread: while that works, it holds up this one.
+        group.outcomes.add(key, state, len(group.lines), len(line), checksum(line))
+        group.wants.add(record, response.sample, response.turn, key, state)
         group.lines += line
-        group.sizes.append(len(line))
-        group.wants.append(
-            Want(record, response.sample, response.turn, key or key_of(response), state)
-        )
         group.cost += response.cost or 0.0
         if group.is_full:
             self._writer.hand_over()
@@ -177,8 +178,8 @@ class Ledger:
 
     def want(self, wants: Sequence[Want]) -> None:
         """Notes that the input wants outcomes that are there already."""
-        if wants:
-            self._writer.group().wishes.append(wants)
+        for want in wants:
+            self._writer.group().wants.add(*want)
 
     async def flush(self) -> None:
         """Returns when everything is on the disk, and in the index.
@@ -305,19 +306,23 @@ class Ledger:
         """
         spans = self._segments.lines(number, start)
         while some := list(itertools.islice(spans, MOST_TOGETHER)):
-            outcomes, unreadable, cost = [], [], 0.0
+            outcomes, unreadable, cost = Entries(), [], 0.0
             for span in some:
                 try:
                     response = response_of(self._segments.read(span) or b"")
                 except ValueError:
                     unreadable.append(span)
                     continue
-                outcomes.append((key_of(response), state_of(response), span))
+                outcomes.add(
+                    key_of(response), state_of(response), span.start, span.length, span.checksum
+                )
                 cost += response.cost or 0.0
             self._segments.set_aside(unreadable)
             self.num_damaged += len(unreadable)
             segment = (number, some[-1].start + some[-1].length, b"")
-            self._index.save(outcomes, [], self._asked, segment, cost)
+            self._index.save(
+                [(0, outcomes)] if len(outcomes) else [], [], self._asked, segment, cost
+            )
         self._index.keep_segment(number, end, self._segments.digest_of(number, end))
 
     # Writing, in the writer's thread
@@ -325,11 +330,10 @@ class Ledger:
     def _write(self, group: Group) -> str:
         """Puts outcomes on the disk, all or none; returns why it could not."""
         with self._told() as failure:
-            spans = self._segments.append(group.lines, group.sizes) if group.sizes else []
-            self._unindexed += [
-                (want.key, want.state, span) for want, span in zip(group.wants, spans, strict=True)
-            ]
-            self._wanted += [some for some in (group.wants, *group.wishes) if some]
+            if group.lines:
+                self._unindexed.append((self._segments.append(group.lines), group.outcomes))
+            if len(group.wants):
+                self._wanted.append(group.wants)
             self._cost += group.cost
         return "".join(failure)
 

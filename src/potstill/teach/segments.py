@@ -79,33 +79,27 @@ class Segments:
         self.number, self.size = number, size
         self._hash = self._hashed(number, size)
 
-    def append(self, lines: bytes | bytearray, sizes: Sequence[int]) -> list[Span]:
+    def append(self, lines: bytes | bytearray) -> int:
         """Puts lines on the disk itself: all of them, or none where it raises OSError.
 
-        Args:
-            lines: One after the other.
-            sizes: Bytes of each.
+        Returns:
+            Where in the segment the first one begins.
         """
         if self.is_full:
             self._end_segment()
         if self._file is None:
             self._file = self._open_for_writing()
-        start, whole = self.size, memoryview(lines)
+        start, data = self.size, memoryview(lines)
         try:
-            data = whole
             while data:
                 data = data[self._write(self._file, data) :]
             self._sync(self._file)
         except OSError:
             os.ftruncate(self._file, start)
             raise
-        spans = []
-        for size in sizes:
-            line = whole[self.size - start :][:size]
-            spans.append(Span(self.number, self.size, size, checksum(line)))
-            self.size += size
+        self.size += len(lines)
         self._hash.update(lines)
-        return spans
+        return start
 
     def read(self, span: Span) -> bytes | None:
         """The line as it was written; None where it is not there any more."""

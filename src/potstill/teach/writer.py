@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from potstill.errors import PotstillError
-from potstill.teach.index import Want
+from potstill.teach.entries import Entries, Wants
 
 MOST_TOGETHER = 256
 """Pieces that are written together at most."""
@@ -25,14 +25,11 @@ class Group:
         self.lines = bytearray()
         """Of the outcomes, one after the other: one object, and not hundreds."""
 
-        self.sizes: list[int] = []
-        """Bytes of each line."""
+        self.outcomes = Entries()
+        """What the index notes of them; their places are counted from the first line."""
 
-        self.wants: list[Want] = []
-        """Whose outcomes they are."""
-
-        self.wishes: list[Sequence[Want]] = []
-        """Outcomes that are there already."""
+        self.wants = Wants()
+        """These, and outcomes that are there already."""
 
         self.cost = 0.0
         self.written = loop.create_future()
@@ -43,7 +40,7 @@ class Group:
 
     @property
     def is_full(self) -> bool:
-        return len(self.sizes) >= MOST_TOGETHER
+        return len(self.outcomes) >= MOST_TOGETHER
 
 
 class Writer:
