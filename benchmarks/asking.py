@@ -1,6 +1,6 @@
 """How fast the teacher is asked, in how much memory, and what resuming costs.
 
-    python benchmarks/asking.py speed parts logprobs limits memory resume engine
+    python benchmarks/asking.py speed ledger parts logprobs limits memory resume engine
 
 A server on loopback, in a process of its own on the same cores, answers at once. What is compared
 is measured in turns, so all see the same machine. Each part puts its table in the place that
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -208,7 +208,7 @@ def table_of_sinks(found: dict[str, list[dict[str, Any]]], what: str) -> list[st
     }
     lines = [
         f"{what}, {IN_FLIGHT} in flight; {len(found['ledger'])} rounds with and without the ledger "
-        f"in pairs, {len(found['openai'])} of others with a tenth of the requests between them.",
+        f"in turns, {len(found['openai'])} of others with a tenth of the requests between them.",
         "",
         "| who asks | requests/s, median | lowest to highest | event loop lag, p99 |",
         "|---|---|---|---|",
@@ -220,33 +220,12 @@ def table_of_sinks(found: dict[str, list[dict[str, Any]]], what: str) -> list[st
         lines.append(
             f"| {name} | {median(rates):,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | {late} |"
         )
-    pairs = zip(found["nowhere"], found["ledger"], strict=True)
-    costs = [1 - kept["per_second"] / thrown["per_second"] for thrown, kept in pairs]
-    quarters = quantiles(costs)
+    end = 1e3 * median(one["end"] for one in found["ledger"])
     lines += [
         "",
-        f"The ledger costs {median(costs):.1%} of the requests a second (median of the pairs' "
-        f"own ratios; {min(costs):.1%} to {max(costs):.1%}; half of them between "
-        f"{quarters[0]:.1%} and {quarters[2]:.1%}). The one wait at a round's end, until all is "
-        f"on the disk and in the index, {1e3 * median(one['end'] for one in found['ledger']):.0f} "
-        "ms, is not in it.",
-        "",
-        processor_time(found["nowhere"], found["ledger"]),
+        f"The wait at a round's end, until all is in the index, {end:.0f} ms, is not in it.",
     ]
     return lines
-
-
-def processor_time(thrown: list[dict[str, Any]], kept: list[dict[str, Any]]) -> str:
-    own, others = (
-        median(one[name] - free[name] for one, free in zip(kept, thrown, strict=True))
-        for name in ("own", "others")
-    )
-    base = median(one["own"] for one in thrown)
-    return (
-        f"Processor time of a request: {base:.0f} µs of the thread that asks while nothing is "
-        f"kept; the ledger adds {own:.0f} µs there ({own / base:.1%}) and {others:.0f} µs in "
-        "other threads (medians of the pairs' own differences)."
-    )
 
 
 # An endpoint with an allowance
