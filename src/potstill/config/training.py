@@ -188,6 +188,10 @@ class TrainConfig(Section):
     """Processes that train together, each on a share of every step: one for each GPU, or on
     CPU cores."""
 
+    shard: bool = False
+    """With several processes: each keeps only its part of the weights, gradients and optimizer
+    numbers (FSDP2), for a student that does not fit on one device. Slower where it does."""
+
     max_tokens: int = Field(2048, ge=8)
     """Longest training record, prompt and answer. Longer ones are rejected, not cut."""
 
@@ -251,12 +255,30 @@ class TrainConfig(Section):
             return {**tree, "learning_rate": 2.0e-4}
         return tree
 
+    @model_validator(mode="after")
+    def _parts_of_weights_are_several(self) -> TrainConfig:
+        if self.shard and self.processes == 1:
+            raise ValueError(
+                "train.shard: true shares the weights among processes, and train.processes is 1"
+            )
+        if self.shard and self.optimizer == "adafactor":
+            raise ValueError(
+                "train.shard: true and optimizer: adafactor do not go together: it keeps numbers "
+                "for rows and columns of whole matrices; use adamw or sgd"
+            )
+        if self.shard and self.adapter is not None and self.adapter.kind == "qlora":
+            raise ValueError(
+                "train.shard: true and adapter: qlora do not go together: weights of 4 bits are "
+                "not shared out; use adapter: lora"
+            )
+        return self
+
     @property
     def learned(self) -> dict[str, Any]:
         """The keys that decide what is learned. The others say how it is computed: a training
         goes on when they change."""
         how = {
             *("packing", "micro_batch_size", "micro_batch_tokens", "gradient_checkpointing"),
-            *("processes", "max_loss_jump", "track"),
+            *("processes", "shard", "max_loss_jump", "track"),
         }
         return self.model_dump(mode="json", exclude=how)

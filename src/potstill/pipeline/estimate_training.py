@@ -288,6 +288,8 @@ def _forecast(
     notes.append("memory and time are of training alone, on this machine as busy as it is now")
     if train.processes > 1:
         notes.append(f"of one process that computes alone what {train.processes} will share")
+    if train.shard:
+        notes.append("with all weights in it, of which each process will hold a part")
     proposal = ""
     if found.is_cut:
         proposal = f"set train.micro_batch_size: {found.micro_batch_size}, which fits"

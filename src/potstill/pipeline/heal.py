@@ -304,6 +304,7 @@ def _training(train: TrainConfig, num_rows: int, learning_rate: float) -> TrainC
         # Weights must hold more than the format they are rounded to.
         "precision": "autocast" if train.precision == "bf16" else train.precision,
         "processes": 1,
+        "shard": False,
         "track": (),
         "weight_decay": 0.0,
     }

@@ -28,6 +28,7 @@ from potstill.config import TrainConfig
 from potstill.errors import DataError
 from potstill.rundir import crc32_of, whole_folder
 from potstill.train.optimizers import NUM_KEPT
+from potstill.train.shard import collected, local, part_of, shared_out
 from potstill.types import Noun
 
 log = logging.getLogger(__name__)
@@ -65,17 +66,29 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor] | None,
     average: Mapping[str, Tensor] | None = None,
+    *,
+    write: bool = True,
 ) -> Path:
-    """Writes `folder`/STEP, then removes older ones."""
+    """Writes `folder`/STEP, then removes older ones.
+
+    Args:
+        write: Whether this process does; where weights are shared out, all must call it.
+    """
     path = folder / f"{state.step:06d}"
+    tensors = {
+        "weights": collected(parameters, {}, keep=write),
+        "optimizer": collected(_optimizer_tensors(optimizer, parameters), {}, keep=write),
+    }
+    if average is not None:
+        tensors["average"] = collected(average, parameters, keep=write)
+    # With an average the best weights are never those of the step.
+    if best is not None and (state.best_step != state.step or average is not None):
+        tensors["best"] = collected(best, parameters, keep=write)
+    if not write:
+        return path
     with whole_folder(path) as part:
-        save_file(_plain(parameters), part / "weights.safetensors")
-        save_file(_optimizer_tensors(optimizer, parameters), part / "optimizer.safetensors")
-        if average is not None:
-            save_file(_plain(average), part / "average.safetensors")
-        # With an average the best weights are never those of the step.
-        if best is not None and (state.best_step != state.step or average is not None):
-            save_file(_plain(best), part / "best.safetensors")
+        for name, values in tensors.items():
+            save_file(values, part / f"{name}.safetensors")
         sums = {file.name: crc32_of(file) for file in part.iterdir()}
         (part / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
         (part / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
@@ -123,13 +136,17 @@ def load_checkpoint(
         raise
     except Exception as error:  # safetensors has an error class of its own
         raise DataError(f"{path} cannot be read: {error}; {way_out}") from error
-    put_weights(parameters, weights)
+    check_names(parameters, weights)
+    parts = {name: part_of(value, parameters[name]) for name, value in weights.items()}
+    put_weights(parameters, parts)
     _put_optimizer(optimizer, parameters, moments)
     if average is not None and smooth is not None:
         for name, value in average.items():
-            value.copy_(smooth[name])
+            value.copy_(part_of(smooth[name], parameters[name]))
     elif state.best_step == state.step and state.best_loss is not None:
         best = weights
+    if best is not None:
+        best = {name: part_of(value, parameters[name]).cpu() for name, value in best.items()}
     return state, best
 
 
@@ -176,18 +193,23 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def copy_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """A copy of the values on the CPU."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+    """A copy of the values on the CPU; of this process's part where they are shared out."""
+    return {name: local(p.detach()).to("cpu", copy=True) for name, p in parameters.items()}
 
 
 @torch.no_grad()
 def put_weights(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    """Writes values into parameters of the same names and shapes."""
+    """Writes what `copy_weights` gave into parameters of the same names and shapes."""
+    check_names(parameters, values)
+    for name, parameter in parameters.items():
+        local(parameter).copy_(values[name])
+
+
+def check_names(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Raises DataError where weights are not this student's."""
     if parameters.keys() != values.keys():
         odd = sorted(parameters.keys() ^ values.keys())
         raise DataError(f"a checkpoint holds other weights than this student: {odd[:5]}")
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
 
 
 def _check_sums(path: Path, way_out: str) -> None:
@@ -201,21 +223,15 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("[0-9]*") if (p / "state.json").exists())
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
 def _optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
     names = {id(parameter): name for name, parameter in parameters.items()}
-    return _plain(
-        {
-            f"{key}/{names[id(parameter)]}": value
-            for parameter, values in optimizer.state.items()
-            for key, value in values.items()
-        }
-    )
+    return {
+        f"{key}/{names[id(parameter)]}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
 
 
 def _put_optimizer(
@@ -227,6 +243,9 @@ def _put_optimizer(
     kept: dict[str, dict[str, Tensor]] = {}
     for place, tensor in tensors.items():
         key, _, name = place.partition("/")
+        like = parameters[name]
+        if tensor.shape == like.shape:  # a number beside each weight, and no count of steps
+            tensor = shared_out(part_of(tensor, like), like)
         kept.setdefault(name, {})[key] = tensor
     tree = optimizer.state_dict()
     order = [p for group in optimizer.param_groups for p in group["params"]]

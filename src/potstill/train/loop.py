@@ -41,26 +41,26 @@ from potstill.train.guard import check_step, overfitting, remember
 from potstill.train.journal import Journal
 from potstill.train.memory import peak_memory_bytes
 from potstill.train.objective import (
-    LossSums,
     Objective,
-    TeacherTargets,
     check_head,
     mean_figures,
 )
 from potstill.train.optimizers import build_optimizer
 from potstill.train.packing import choose_parts
+from potstill.train.passes import Passes
 from potstill.train.plan import StepPlan, check_inputs, num_loss_tokens
 from potstill.train.ranks import ALONE, Ranks
 from potstill.train.result import Figures, OnProgress, TrainPaths, TrainResult
+from potstill.train.shard import clip_gradients, let_go, make_whole, share_out
 from potstill.train.student import (
     Student,
+    decoder_layers,
     merged,
     prepare_student,
     save_adapter,
     save_model,
     signature,
 )
-from potstill.train.targets import Sampled, TopK
 from potstill.train.trackers import open_tracker
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,9 @@ def fine_tune_student(
         )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(train.seed)
-        student = prepare_student(student_model, train, ranks.device)
+        # A student that is shared out need not fit on one device before it is.
+        first_device = torch.device("cpu") if train.shard else ranks.device
+        student = prepare_student(student_model, train, first_device)
         check_head(student.model, list(train_rows[0].ids))
         matching = build_matching(student.model, teacher, loss, train_rows)
         rows = train_rows, validation_rows
@@ -143,12 +145,9 @@ class Training:
         matching: Matching | None = None,
     ):
         self.ranks = ranks
-        self.student, self.tokenizer, self.train, self.targets = student, tokenizer, train, targets
+        self.student, self.tokenizer, self.train = student, tokenizer, train
         self.train_rows, self.validation_rows = train_rows, validation_rows
         self.objective = with_matching(Objective(student.model, loss), matching)
-        self.parameters = student.trainable() | (matching.trainable() if matching else {})
-        self.optimizer = build_optimizer(self.parameters, train)
-        self.average = None if train.ema is None else Average(self.parameters, train.ema)
         takes_packed = getattr(self.objective, "takes_packed", False)
         lengths = tuple(len(row.ids) for row in train_rows)
         self.parts = choose_parts(
@@ -158,18 +157,28 @@ class Training:
             pad_id=self._pad_id,
             takes_packed=takes_packed,
             padding=StepPlan(lengths, train).padding,
+            device=ranks.device.type,
         )
         self.plan = StepPlan(lengths, train, self.parts, ranks)
         self.best: dict[str, Tensor] | None = None
         keys = [content_key(r.ids, r.loss_mask) for r in (*train_rows, *validation_rows)]
         # All or none: a mean over two kinds of loss would depend on who is in which batch.
         watched, names = keys[len(train_rows) :], [key.hex() for key in keys]
-        self._watches_targets = targets is not None and all(key in targets for key in watched)
+        watches = targets is not None and all(key in targets for key in watched)
         settings = None if targets is None else targets.manifest
         models = [student.model] + ([matching.teacher] if matching else [])
         weights = map(signature, models)
         fingerprint = content_hash(train.learned, loss, names, settings, *weights)
         self.state = TrainState(fingerprint=fingerprint)
+        if train.shard:
+            share_out(self.objective, decoder_layers(student.model), ranks)
+            self.student = replace(student, device=ranks.device)
+            for beside in models[1:]:
+                beside.to(ranks.device)
+        self.passes = Passes(self.objective, self.student, self.parts, targets, watches)
+        self.parameters = student.trainable() | (matching.trainable() if matching else {})
+        self.optimizer = build_optimizer(self.parameters, train)
+        self.average = None if train.ema is None else Average(self.parameters, train.ema)
 
     @property
     def stopped_early(self) -> bool:
@@ -222,8 +231,8 @@ class Training:
                 journal.write(figures)
                 if on_progress is not None:
                     on_progress(done, self.plan.num_steps, figures)
-                is_time = time.monotonic() - saved_at >= wait and self.ranks.is_first
-                if is_time and done < self.plan.num_steps:
+                is_time = time.monotonic() - saved_at >= wait and done < self.plan.num_steps
+                if self._is_due(is_time):
                     began = time.monotonic()
                     save_checkpoint(
                         out.checkpoints,
@@ -232,6 +241,7 @@ class Training:
                         self.optimizer,
                         self.best,
                         self._averaged,
+                        write=self.ranks.is_first,
                     )
                     saved_at = time.monotonic()
                     if checkpoint_seconds > 0:
@@ -252,16 +262,20 @@ class Training:
             group["lr"] = learning_rate
         self.student.model.train()
         torch.manual_seed(self.ranks.seed(self.train.seed, step))
-        sums = []
-        for batch in self.plan.micro_batches(step):
-            part = self._forward([self.train_rows[row] for row in batch])
+        sums, batches = [], self.plan.micro_batches(step)
+        num_idle = self._num_idle(len(batches))
+        for batch in batches:
+            part = self.passes([self.train_rows[row] for row in batch])
             (part.loss / num_loss).backward()
             sums.append(part._replace(loss=part.loss.detach()))
-        self.ranks.add_gradients(self.parameters.values())
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.train.max_grad_norm)
+        for part in self.passes.without_loss(self.train_rows, num_idle):
+            part.loss.backward()
+        if not self.train.shard:
+            self.ranks.add_gradients(self.parameters.values())
+        norm = clip_gradients(self.parameters.values(), self.train.max_grad_norm)
         means = self.ranks.total(mean_figures(sums, num_loss))
         figures = {f"train/{k}": v for k, v in means.items()}
-        figures["train/grad_norm"] = norm.item()
+        figures["train/grad_norm"] = norm
         losses = self.state.losses
         check_step(figures, losses, rows, step=step + 1, train=self.train)
         self.optimizer.step()
@@ -290,9 +304,11 @@ class Training:
         lengths = [len(row.ids) for row in rows]
         mine = self.ranks.share(range(len(rows)), lengths)
         with self.average.in_place() if self.average else contextlib.nullcontext():
-            sums = [
-                self._forward([rows[place] for place in part]) for part in parts.cut(mine, lengths)
-            ]
+            batches = parts.cut(mine, lengths)
+            num_idle = self._num_idle(len(batches))
+            sums = [self.passes([rows[place] for place in batch]) for batch in batches]
+            list(self.passes.without_loss(rows, num_idle))
+            let_go(self.objective)
         means = self.ranks.total(mean_figures(sums, sum(map(num_loss_tokens, rows))))
         found = means["loss_nats"]
         if not math.isfinite(found):
@@ -316,12 +332,13 @@ class Training:
             put_weights(self.parameters, self.best or self._averaged_copy())
         num_trainable = sum(p.numel() for p in self.student.trainable().values())
         attend_as_before(self.student.model)
-        if self.ranks.is_first:
-            save_adapter(self.student, adapter_of(out.model))
+        make_whole(self.student.model, keep=self.ranks.is_first)
         if warning := overfitting(state):
             log.warning("train: %s", warning)
-        model = merged(self.student).eval()
+        model = self.student.model
         if self.ranks.is_first:
+            save_adapter(self.student, adapter_of(out.model))
+            model = merged(self.student).eval()
             save_model(model, self.tokenizer, out.model)
         return TrainResult(
             steps=state.step,
@@ -340,29 +357,15 @@ class Training:
             resumed_from=resumed_from,
         )
 
-    def _forward(self, rows: Sequence[Rendered]) -> LossSums:
-        batch, device = self.parts.tensors(rows), self.student.device
-        # Padding stands on the right, where causal attention never looks: no mask is needed.
-        positions = {"position_BT": batch.position_BT.to(device)} if self.parts.packed else {}
-        with self.student.computing():
-            return self.objective(
-                batch.ids_BT.to(device),
-                batch.loss_mask_BT.to(device),
-                None,
-                self._targets(rows),
-                **positions,
-            )
+    def _num_idle(self, num_batches: int) -> int:
+        """Passes in which this process only helps others to gather their weights."""
+        return max(self.ranks.gather(num_batches)) - num_batches if self.train.shard else 0
 
-    def _targets(self, rows: Sequence[Rendered]) -> TeacherTargets | None:
-        if self.targets is None:
-            return None
-        if not self.student.model.training and not self._watches_targets:
-            return None
-        keys = [content_key(row.ids, row.loss_mask) for row in rows]
-        settings, device = self.targets.settings, self.student.device
-        arrays = (torch.from_numpy(array).to(device) for array in self.targets.batch(keys))
-        target = Sampled(*arrays) if settings.kind == "sampled" else TopK(*arrays)
-        return TeacherTargets(target, settings.vocab_size)
+    def _is_due(self, is_time: bool) -> bool:
+        """Whether this process takes part in writing a checkpoint now: the first one says when."""
+        if not self.train.shard:
+            return is_time and self.ranks.is_first
+        return self.ranks.gather(is_time)[0]
 
     @property
     def _pad_id(self) -> int:

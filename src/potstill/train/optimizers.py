@@ -43,5 +43,7 @@ def build_optimizer(
         return torch.optim.Adafactor(groups, lr=train.learning_rate)
     fused = all(p.device.type in ("cpu", "cuda") for p in parameters.values())
     if train.optimizer == "sgd":
+        # torch's fused SGD does not know weights that are shared out.
+        fused = fused and not train.shard
         return torch.optim.SGD(groups, lr=train.learning_rate, momentum=MOMENTUM, fused=fused)
     return torch.optim.AdamW(groups, lr=train.learning_rate, betas=BETAS, fused=fused)

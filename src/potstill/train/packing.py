@@ -95,6 +95,7 @@ def choose_parts(
     pad_id: int,
     takes_packed: bool = True,
     padding: float = math.inf,
+    device: str | None = None,
 ) -> Parts:
     """How rows are computed, from `train.packing` and what the model's family can.
 
@@ -102,11 +103,12 @@ def choose_parts(
         rows: The training rows; some are tried.
         padding: Tokens of the steps with padding, by those without.
         takes_packed: Whether the loss can be computed on packed rows.
+        device: Kind of device that computes; where the model is now by default.
 
     Raises:
         TrainError: If `train.packing: true` and the family, or the loss, cannot.
     """
-    device = next(model.parameters()).device.type
+    device = device or next(model.parameters()).device.type
     reason = None if train.packing is False else _why_not_packed(model, rows, takes_packed)
     if reason and train.packing is True:
         raise TrainError(f"train.packing: true, but {reason}; set train.packing: auto")

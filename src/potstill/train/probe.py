@@ -193,7 +193,7 @@ def _begin(spec: ProbeSpec, rows: list[Rendered]) -> tuple[Training, Student]:
         targets = DrawnTargets([*rows, *validation], spec.loss.targets, len(tokenizer))
     matching = build_matching(student.model, teacher, spec.loss, rows)
     # One row alone may well have another loss than whole steps.
-    train = spec.train.model_copy(update={"max_loss_jump": None})
+    train = spec.train.model_copy(update={"max_loss_jump": None, "shard": False})
     training = Training(
         student, tokenizer, rows, validation, spec.loss, train, targets, matching=matching
     )
@@ -267,8 +267,8 @@ def _parts_that_fit(training: Training, memory: Memory, allowed: float) -> tuple
     quarter = max(2, len(ids) // 4)
     short = Rendered(ids[-quarter:], mask[-quarter:])
     training.train_rows = [*rows, short]
-    if isinstance(training.targets, DrawnTargets):
-        training.targets.add([short])
+    if isinstance(training.passes.targets, DrawnTargets):
+        training.passes.targets.add([short])
     memory.peak()
     _step(training, [[len(rows)]])  # makes the optimizer's state
     memory.peak()

@@ -36,6 +36,10 @@ SECONDS_FOR_REASONS = 2.0
 """After the first failure: the reason of one process may arrive after another's complaint that
 it is gone."""
 
+MAPPED_BYTES = 2**20
+"""With weights shared out: memory of this size goes back to the system at once. Layers come and go
+with every part of a step, and glibc's heap would keep what they leave (docs/results/shard.md)."""
+
 
 class Assignment(Noun):
     """What one of the processes is told."""
@@ -167,6 +171,8 @@ def _started(tasks: Sequence[Assignment], folder: Path) -> Iterator[_Workers]:
     processes: list[subprocess.Popen[bytes]] = []
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", _LO)}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // len(tasks))))
+    if any(task.train.shard for task in tasks):
+        environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(MAPPED_BYTES))
     try:
         for task in tasks:
             file = folder / f"task-{task.rank}.json"
