@@ -44,7 +44,7 @@ class Stopped(Exception):
 
 
 def train(folder: Path, out: Path, settings: dict, loss: LossConfig, ranks: Ranks, stop: int = 0):
-    """Figures of each step; ends after `stop` steps where that is given."""
+    """Figures of each step, and the step it went on from; ends after `stop` steps where given."""
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(folder / "student")
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
@@ -60,7 +60,7 @@ def train(folder: Path, out: Path, settings: dict, loss: LossConfig, ranks: Rank
 
     known = rows(tokenizer)
     config = quick(**settings, processes=ranks.size, shard=ranks.size > 1)
-    fine_tune_student(
+    result = fine_tune_student(
         model,
         tokenizer,
         known,
@@ -74,7 +74,7 @@ def train(folder: Path, out: Path, settings: dict, loss: LossConfig, ranks: Rank
         checkpoint_seconds=0.0 if stop else 60.0,
         ranks=ranks,
     )
-    return told
+    return told, result.resumed_from
 
 
 def stopped(folder: Path, out: Path, settings: dict, ranks: Ranks) -> None:
@@ -119,18 +119,20 @@ def main(rank: int, folder: Path) -> None:
     ranks = Ranks(rank, 2)
     found: dict = {"held": numbers_held(folder, ranks)}
     for name, (settings, loss) in CASES.items():
-        both = train(folder, folder / name / "both", settings, loss, ranks)
+        both, _ = train(folder, folder / name / "both", settings, loss, ranks)
         if rank == 0:
-            one = train(folder, folder / name / "one", settings, loss, Ranks())
+            one, _ = train(folder, folder / name / "one", settings, loss, Ranks())
             found[name] = {"one": one, "both": both}
     for first, second in (("both", "both"), ("both", "one"), ("one", "both")):
         settings = {**PLAIN, "ema": 0.5, "max_steps": 7}
         out = folder / f"{first}, then {second}"
-        for who, part in ((first, stopped), (second, train)):
-            if who == "both" or rank == 0:
-                args = (settings,) if part is stopped else (settings, LossConfig())
-                part(folder, out, *args, ranks if who == "both" else Ranks())
-            dist.barrier()
+        if first == "both" or rank == 0:
+            stopped(folder, out, settings, ranks if first == "both" else Ranks())
+        dist.barrier()
+        if second == "both" or rank == 0:
+            who = ranks if second == "both" else Ranks()
+            found[out.name] = train(folder, out, settings, LossConfig(), who)[1]
+        dist.barrier()
     if rank == 0:
         train(folder, folder / "whole", settings, LossConfig(), Ranks())
     (folder / f"found-{rank}.json").write_text(json.dumps(found))

@@ -82,6 +82,7 @@ def test_the_losses_and_the_weights_are_those_of_one_process(pair, case):
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["both, then both", "both, then one", "one, then both"])
 def test_a_checkpoint_is_gone_on_with_shared_out_or_not(pair, order):
+    assert found(pair)[order] == 3
     whole, there = weights_of(pair / "whole"), weights_of(pair / order)
     assert whole.keys() == there.keys()
     for name, value in whole.items():
