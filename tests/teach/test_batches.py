@@ -153,9 +153,11 @@ def test_batch_and_online_find_each_others_answers(provider, tmp_path):
     assert (counts.reused, sizes(fake), fake.lists) == (10, [5, 2], 0)
 
 
-def test_a_batch_that_was_made_and_not_remembered_is_adopted(provider, tmp_path):
+@pytest.mark.parametrize("ahead", [0, -3_600, 8_000, 40_000])
+def test_a_batch_that_was_made_and_not_remembered_is_adopted(provider, tmp_path, ahead):
+    """Also where the provider's clock is hours ahead of ours, or behind it."""
     stop = Stop()
-    fake = provider(on_create=stop.now)
+    fake = provider(on_create=stop.now, clock=lambda: 1_800_000_000.0 + ahead)
     with pytest.raises(asyncio.CancelledError):
         ask(fake, prompts(6), tmp_path / "a", stop=stop)
     fake.on_create = lambda made: None

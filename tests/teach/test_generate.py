@@ -20,8 +20,10 @@ from potstill.rundir import LedgerDir
 from potstill.tasks import get_task
 from potstill.teach.asker import Asker
 from potstill.teach.generate import generate
+from potstill.teach.index import State
 from potstill.teach.ledger import Ledger
 from potstill.teach.requests import Place, seed_of
+from potstill.teach.tally import Tally
 from potstill.types import Message, Record
 
 QA = get_task("qa")
@@ -487,3 +489,22 @@ def test_sigterm_ends_in_order_and_then_has_its_usual_effect(tmp_path, comes):
         assert len(answers(out)) in (range(4, 13) if comes else [80])
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("lost", ["in the ledger", "in the run's own counts"])
+def test_counts_that_do_not_agree_end_the_run(tmp_path, monkeypatch, lost):
+    """However it comes about: a number that is reported is one that was kept."""
+    if lost == "in the ledger":
+        counts = Ledger.counts
+        monkeypatch.setattr(Ledger, "counts", lambda ledger: {**counts(ledger), State.DONE: 5})
+    else:
+        ended, seen = Tally.ended, []
+
+        def forgets(tally, response, **more):
+            seen.append(response.record_id)
+            if len(seen) != 3:
+                ended(tally, response, **more)
+
+        monkeypatch.setattr(Tally, "ended", forgets)
+    with pytest.raises(AssertionError):
+        ask(FakeTeacher(), prompts(6), tmp_path)

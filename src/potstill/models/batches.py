@@ -22,8 +22,9 @@ from potstill.types import Record, Response, Sampling
 
 _FIRST_SECONDS, _GROWTH, _LONGEST_SECONDS = 5.0, 1.5, 600.0
 _CREATE_TRIES = 3
-_CLOCKS_APART = 300.0
-_MADE_WITHIN = 7200.0
+_CLOCKS_APART = 86_400.0
+"""Our clock and the provider's differ by so much at most, the making of a batch included."""
+
 _KEPT_SECONDS = 28 * 86_400.0
 """How long results can be fetched; the providers say 29 and 30 days."""
 
@@ -257,19 +258,21 @@ class Batches:
     async def _orphan(self, intent: Intent) -> Batch | None:
         """The batch that was made for an intent and not remembered.
 
-        Where the provider keeps no note of ours it is one of so many requests, made at that
-        time, that is not known yet; its results say later whether it is ours indeed.
+        Where the provider keeps no note of ours it is one of so many requests that is not known
+        yet, made nearest to that time; its results say later whether it is ours indeed.
         """
         known, since = self._known.batches() | self._foreign, intent.intended_at - _CLOCKS_APART
+        near: list[tuple[float, str, Batch]] = []
         for batch in await self._api.made_since(since):
             if batch.intent is not None:
                 if batch.intent == intent.id:
                     return batch
                 continue
-            is_near = batch.created_at <= intent.intended_at + _MADE_WITHIN
-            if batch.id not in known and batch.num_requests == intent.num_requests and is_near:
-                return batch
-        return None
+            apart = abs(batch.created_at - intent.intended_at)
+            is_alike = batch.id not in known and batch.num_requests == intent.num_requests
+            if is_alike and apart <= _CLOCKS_APART:
+                near.append((apart, batch.id, batch))
+        return min(near)[2] if near else None
 
     # Results
 
