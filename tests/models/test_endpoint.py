@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from fake_endpoint import FakeEndpoint, completion, serving
+from fake_endpoint import FakeEndpoint, TellingEndpoint, completion, serving
 from pydantic import SecretStr
 
 from potstill.config import PriceConfig
@@ -64,6 +64,36 @@ def test_the_fake_server_satisfies_the_official_client():
             return got.choices[0].message.content, got.usage.completion_tokens, names
 
     assert asyncio.run(main()) == ("Yes.", 3, ["fake"])
+
+
+def test_the_fakes_log_probabilities_satisfy_the_official_client(tmp_path):
+    openai = pytest.importorskip("openai")
+    from tiny import tiny_llama
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = tiny_llama(tmp_path / "m")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(path),
+        AutoTokenizer.from_pretrained(path),
+    )
+
+    async def main():
+        async with serving(TellingEndpoint(model, tokenizer, lambda text: "It is here.")) as fake:
+            client = openai.AsyncOpenAI(base_url=fake.url, api_key="none", max_retries=0)
+            got = await client.chat.completions.create(
+                model="fake",
+                messages=[{"role": "user", "content": "Is it?"}],
+                logprobs=True,
+                top_logprobs=2,
+            )
+            await client.close()
+            return got.choices[0].logprobs.content
+
+    told = asyncio.run(main())
+    assert b"".join(bytes(place.bytes) for place in told).decode() == "It is here."
+    for place in told:
+        first, second = (entry.logprob for entry in place.top_logprobs)
+        assert place.logprob <= first <= 0 and second <= first
 
 
 def test_an_answer_carries_text_tokens_cost_and_its_request():

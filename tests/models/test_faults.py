@@ -3,7 +3,10 @@
 import asyncio
 import json
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 
 import pytest
@@ -133,6 +136,42 @@ def test_a_server_without_tls_is_refused_at_once():
                 await model.close()
 
     asyncio.run(main())
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(tmp_path):
+    """As behind a company's proxy; the message says how to name who vouches for it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext"
+    make = [*make.split(), "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate]
+    subprocess.run(make, check=True, capture_output=True)
+    num_greeted = 0
+
+    async def serve(reader, writer):
+        nonlocal num_greeted
+        num_greeted += 1
+        await reader.readuntil(b"\r\n\r\n")
+        body = json.dumps(completion("Yes.")).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        writer.write(f"{head}\r\nConnection: close\r\n\r\n".encode() + body)
+        await writer.drain()
+        writer.close()
+
+    async def main():
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+            port = server.sockets[0].getsockname()[1]
+            model = EndpointModel(f"https://localhost:{port}/v1", "fake", sleep=no_wait)
+            try:
+                return await model.respond(ASK, Sampling())
+            finally:
+                await model.close()
+
+    with pytest.raises(TeacherRefused, match=r"certificate verify failed.*SSL_CERT_FILE"):
+        asyncio.run(main())
+    assert num_greeted == 0
 
 
 def test_a_redirect_is_not_followed_even_in_a_loop():

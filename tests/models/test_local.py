@@ -49,6 +49,24 @@ def test_greedy_answers_do_not_depend_on_the_batch(folder):
     assert [r.record_id for r in together] == ["0", "1", "2", "3", "4"]
 
 
+def test_a_batch_goes_through_the_weights_together(folder, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    passes, forward = [], LlamaForCausalLM.forward
+
+    def counted(self, *args, **more):
+        passes.append(1)
+        return forward(self, *args, **more)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
+    needed = []
+    for size in (5, 1):
+        ask(folder, Sampling(max_new_tokens=12), batch_size=size)
+        needed.append(len(passes))
+        passes.clear()
+    assert 5 * needed[0] <= 2 * needed[1], needed
+
+
 def test_greedy_answers_are_those_of_transformers(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -322,6 +322,8 @@ class Client:
         never = isinstance(error, aiohttp.ClientSSLError) and not self._budget.num_answers
         if never or isinstance(error, wrong):
             text = self._key.hide(str(error))
+            if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                text += "; SSL_CERT_FILE=FILE names who else may vouch for a certificate"
             raise TeacherRefused(f"{self.host} cannot be reached: {text}") from None
 
     def _refuse_for_good(self, reply: Reply, what: str) -> None:
